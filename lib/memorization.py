@@ -1,0 +1,134 @@
+"""Memorization scores: models in, a tidy table with one row a pair out.
+
+CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (paper, section 3; shared facts: paper.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from open_clip.model import CLIP
+from torch import Tensor
+
+from lib import models
+from lib.data import Prepared
+
+SUBSETS = ("shared", "candidate", "independent", "external")
+CHUNK = 500  # pairs encoded at a time
+
+
+def scored_rows(prepared: Prepared) -> dict[str, np.ndarray]:
+    """The rows that are scored: every candidate, independent and external pair, and as many shared ones as candidates,
+    evenly spaced."""
+    shared, n = prepared.subsets["shared"], len(prepared.subsets["candidate"])
+    evenly = np.unique(np.linspace(0, len(shared) - 1, min(n, len(shared))).round().astype(int))
+    return {name: shared[evenly] if name == "shared" else prepared.subsets[name] for name in SUBSETS}
+
+
+@torch.no_grad()
+def embed(model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit-length embeddings of pairs: images `[A, N, D]` and first captions `[N, D]`, on the CPU.
+
+    With `augmentations` 0 there is one view, the picture as it is; else A random crops of 90 % or more of it, the same
+    ones for every model.
+    """
+    where = next(model.parameters()).device
+    views: list[list[Tensor]] = [[] for _ in range(max(1, augmentations))]
+    texts = []
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        images = torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[part])).to(where)
+        for a, view in enumerate(views):
+            generator = torch.Generator().manual_seed(start * 1009 + a)
+            x = models.random_crops(images, 0.9, generator) if augmentations else models.normalise(images)
+            view.append(models.encode_image(model, x).cpu())
+        texts.append(models.encode_text(model, torch.from_numpy(prepared.tokens[part, 0]).long().to(where)).cpu())
+    return torch.stack([torch.cat(view) for view in views]), torch.cat(texts)
+
+
+def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """The two forms of the alignment A of N pairs: `plain` and `contrast`, each `[N]`.
+
+    plain    = mean over views of cos(image, text)
+    contrast = plain - mean over held-out captions of cos(image, caption) - mean over held-out images of cos(image, text)
+
+    Cosines of unit vectors are linear, so the mean over M held-out pairs is one product with their mean vector.
+
+    Args:
+        image: unit vectors `[A, N, D]`, A augmented views.
+        text: unit vectors `[N, D]`.
+        held_image, held_text: unit vectors `[M, D]` of held-out pairs.
+        own: `[N]`, where a scored pair is itself held out, its place among the M (it is then left out of the mean), else -1.
+    """
+    view = image.mean(dim=0)
+    plain = (view * text).sum(dim=1)
+    is_held = (own >= 0).float()[:, None]
+    count = len(held_text) - is_held
+    mean_text = (held_text.sum(dim=0) - is_held * held_text[own.clamp(min=0)]) / count
+    mean_image = (held_image.sum(dim=0) - is_held * held_image[own.clamp(min=0)]) / count
+    return plain, plain - (view * mean_text).sum(dim=1) - (mean_image * text).sum(dim=1)
+
+
+def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor, scale: float) -> Tensor:
+    """Contrastive loss `[N]` of each pair among M held-out pairs: a free baseline that needs one model only."""
+    same = (image * text).sum(dim=1, keepdim=True) * scale
+    mask = own[:, None] == torch.arange(len(held_text))[None]
+    losses = []
+    for a, held in ((image, held_text), (text, held_image)):
+        others = (a @ held.T * scale).masked_fill(mask, -torch.inf)
+        losses.append(torch.cat([same, others], dim=1).logsumexp(dim=1) - same[:, 0])
+    return (losses[0] + losses[1]) / 2
+
+
+def alignment(model: CLIP, prepared: Prepared, augmentations: int) -> pd.DataFrame:
+    """What one model thinks of every scored pair.
+
+    Returns:
+        One row a pair: pair_id, subset, `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of
+        the picture as it is). Held-out pairs are the external ones.
+    """
+    scored = scored_rows(prepared)
+    rows = np.concatenate(list(scored.values()))
+    place = {row: i for i, row in enumerate(prepared.subsets["external"])}
+    own = torch.tensor([place.get(row, -1) for row in rows])
+    image, text = embed(model, prepared, rows)
+    held = torch.tensor([i for i, row in enumerate(rows) if row in place])
+    views = embed(model, prepared, rows, augmentations)[0] if augmentations else image
+    plain, contrast = align(views, text, image[0, held], text[held], own)
+    loss = pair_loss(image[0], text, image[0, held], text[held], own, float(model.logit_scale.detach().exp()))
+    return pd.DataFrame(
+        {
+            "pair_id": prepared.pairs.pair_ids[rows],
+            "subset": np.repeat(list(scored), [len(r) for r in scored.values()]),
+            "plain": plain.double().numpy(),
+            "contrast": contrast.double().numpy(),
+            "similarity": (image[0] * text).sum(dim=1).double().numpy(),
+            "loss": loss.double().numpy(),
+        }
+    )
+
+
+def clipmem(of_f: pd.DataFrame, of_g: pd.DataFrame, form: str = "contrast") -> pd.Series:
+    """CLIPMem, raw: the alignment by f minus that by g, in the order of the tables.
+
+    Raises:
+        ValueError: the form is not `contrast` or `plain`, or the tables are of different pairs.
+    """
+    if form not in ("contrast", "plain"):
+        raise ValueError(f"form: expected 'contrast' or 'plain', got {form!r}")
+    if not of_f["pair_id"].equals(of_g["pair_id"]):
+        raise ValueError("clipmem: the tables of f and g are of different pairs; score both on the same data and split")
+    return of_f[form] - of_g[form]
+
+
+def range_normalised(raw: pd.Series, candidate: pd.Series) -> pd.Series:
+    """Raw scores divided by the range (max - min) over the candidates, as published scores are; no shift.
+
+    Two extreme pairs set this scale, so it stands beside the raw score and never replaces it.
+
+    Args:
+        raw: scores `[N]`.
+        candidate: `[N]`, True where the pair is a candidate.
+    """
+    return raw / (raw[candidate].max() - raw[candidate].min())

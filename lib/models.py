@@ -1,0 +1,141 @@
+"""open_clip models from the JSON configs of `lib/models/`, and the forward pass used here.
+
+The forward pass is open_clip's function with what the loss never reads left out: padding behind the longest caption of
+the batch, and in each tower's last block every position but the one that is pooled. A test holds it against open_clip's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor
+
+CONFIGS = Path(__file__).parent / "models"
+
+
+def device() -> torch.device:
+    """The fastest device there is: CUDA, MPS or CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def config(name: str) -> dict[str, Any]:
+    """The open_clip config `lib/models/<name>.json`.
+
+    Raises:
+        ValueError: there is no such file; the message lists the names that exist.
+    """
+    path = CONFIGS / f"{name}.json"
+    if not path.is_file():
+        names = sorted(p.stem for p in CONFIGS.glob("*.json"))
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model: expected one of {', '.join(names)} (files of {CONFIGS}), got {name!r}.{hint}")
+    return json.loads(path.read_text())
+
+
+def build(name: str, pixels: int, vocabulary: int, context: int, seed: int) -> CLIP:
+    """A freshly initialised CLIP; the same (name, sizes, seed) gives the same weights on every device.
+
+    Args:
+        name: a config of `lib/models/`, whose image and text sizes are replaced by the three that follow.
+        pixels: side of the square images.
+        vocabulary: number of compact token ids.
+        context: longest caption in tokens.
+    """
+    cfg = config(name)
+    vision = CLIPVisionCfg(**{**cfg["vision_cfg"], "image_size": pixels})
+    text = CLIPTextCfg(**{**cfg["text_cfg"], "vocab_size": vocabulary, "context_length": context})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIP(cfg["embed_dim"], vision, text, output_dict=True)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 `[N, 3, H, W]` to float32 with CLIP's channel means and deviations."""
+    mean = torch.tensor(OPENAI_DATASET_MEAN, device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor(OPENAI_DATASET_STD, device=images.device).view(3, 1, 1) * 255
+    return (images.float() - mean) / std
+
+
+def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Random resized crops of a batch, `[N, 3, H, W]` to the same shape, normalised for the model.
+
+    The kept area is uniform in [smallest, 1] and the aspect ratio log-uniform as far as the crop fits. Bilinear
+    resampling, written as two small matrix products a picture: the same on every device.
+    """
+    n = len(images)
+    area = 1 - (1 - smallest) * torch.rand(n, generator=generator)
+    ratio = area ** (2 * torch.rand(n, generator=generator) - 1)
+    place = torch.rand(2, n, generator=generator)
+    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
+    x = normalise(images)
+    down = resampling(height, place[0] * (1 - height), x.shape[2]).to(x.device)
+    across = resampling(width, place[1] * (1 - width), x.shape[3]).to(x.device)
+    return down[:, None] @ x @ across[:, None].transpose(2, 3)
+
+
+def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
+    """Bilinear weights `[N, size, size]` from source positions to the positions of a crop [start, start + share]."""
+    centre = (torch.arange(size) + 0.5) / size
+    position = ((start[:, None] + share[:, None] * centre) * size - 0.5).clamp(0, size - 1)
+    return (1 - (position[:, :, None] - torch.arange(size)).abs()).clamp(min=0)
+
+
+def encode_image(model: CLIP, images: Tensor) -> Tensor:
+    """Unit-length image embeddings `[N, D]` of normalised images `[N, 3, H, W]`."""
+    tower = model.visual
+    x = tower.conv1(images).flatten(2).transpose(1, 2)
+    x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    x = tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
+    first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    x = _tower(tower.transformer.resblocks, x, pooled=first, causal=False)
+    return F.normalize(tower.ln_post(x) @ tower.proj, dim=-1)
+
+
+def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+    """Unit-length text embeddings `[N, D]` of compact tokens `[N, L]`, L at most the model's context."""
+    x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
+    end = tokens.argmax(dim=1)  # the end token has the largest id
+    x = _tower(model.transformer.resblocks, x, pooled=end, causal=True)
+    return F.normalize(model.ln_final(x) @ model.text_projection, dim=-1)
+
+
+def _tower(blocks: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
+    """All residual blocks, `[N, L, W]` to the pooled position `[N, W]`."""
+    for block in blocks[:-1]:
+        x = _block(block, x, causal)
+    return _last_block(blocks[-1], x, pooled, causal)
+
+
+def _block(block: Any, x: Tensor, causal: bool) -> Tensor:
+    n, length, width = x.shape
+    attn = block.attn
+    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = qkv.view(n, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(n, length, width)
+    x = x + attn.out_proj(mixed)
+    return x + block.mlp(block.ln_2(x))
+
+
+def _last_block(block: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
+    """The same block for one position of each row: nothing reads the others. `[N, L, W]` to `[N, W]`."""
+    n, length, width = x.shape
+    attn, every = block.attn, torch.arange(n, device=x.device)
+    y = block.ln_1(x)
+    q = F.linear(y[every, pooled], attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+    kv = F.linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+    k, v = kv.view(n, length, 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    seen = torch.arange(length, device=x.device)[None] <= pooled[:, None] if causal else None
+    q = q.view(n, 1, attn.num_heads, -1).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if seen is None else seen[:, None, None])
+    x = x[every, pooled] + attn.out_proj(mixed.transpose(1, 2).reshape(n, width))
+    return x + block.mlp(block.ln_2(x))

@@ -1,0 +1,155 @@
+"""Many runs, in turn, each found in the store or trained; and the tables of scores that they give together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+import torch
+from open_clip.model import CLIP
+
+from lib import memorization, models, store, train
+from lib.data import Prepared
+from lib.progress import report
+from lib.recipes import Recipe, described, f_and_g, key
+
+
+def null_seed(seed: int, seeds: Sequence[int]) -> int:
+    """The seed whose f is compared with that of `seed` in the null: the next one, in a circle; where there is one seed
+    only, the number after it."""
+    others = list(seeds)
+    return others[(others.index(seed) + 1) % len(others)] if len(others) > 1 else seed + 1
+
+
+def pair_study(base: Recipe, seeds: Sequence[int]) -> list[Recipe]:
+    """Every model that CLIPMem and its null need: f and g of each seed (and one f more where there is one seed)."""
+    recipes = [recipe for seed in seeds for recipe in f_and_g(base, seed)]
+    return recipes if len(seeds) > 1 else [*recipes, replace(base, seed=null_seed(seeds[0], seeds))]
+
+
+def cached(recipes: Sequence[Recipe], prepared: Prepared) -> int:
+    """How many of the recipes the store already holds."""
+    return sum(store.finished("run", key(r, prepared.fingerprint)) for r in recipes)
+
+
+def forget(recipes: Sequence[Recipe], prepared: Prepared) -> None:
+    """Remove the runs of these recipes, finished or not, so that they are trained again."""
+    for recipe in recipes:
+        shutil.rmtree(store.root() / "run" / key(recipe, prepared.fingerprint), ignore_errors=True)
+
+
+def estimate_minutes(recipes: Sequence[Recipe], prepared: Prepared) -> float:
+    """Minutes that the runs still missing will take on this machine, from a few timed steps of the first of them."""
+    missing = [r for r in recipes if not store.finished("run", key(r, prepared.fingerprint))]
+    return train.estimate_seconds(missing[0], prepared) * len(missing) / 60 if missing else 0.0
+
+
+def run(recipe: Recipe, prepared: Prepared, name: str = "train", before: int = 0, of: int = 1) -> Path:
+    """The folder of one finished run: from the store, or trained now. Progress is reported as run `before` + 1 of `of`."""
+
+    def note(done: float, total: float) -> None:
+        report(name, before + done / total, of)
+
+    def build(folder: Path) -> None:
+        start = perf_counter()
+        train.train(recipe, prepared, folder, note)
+        store.write_json(
+            folder / "timing.json", {"seconds": perf_counter() - start, "threads": torch.get_num_threads()}
+        )
+
+    about = {"dataset": prepared.pairs.name, "fingerprint": prepared.fingerprint, **described(recipe)}
+    return store.obtain("run", key(recipe, prepared.fingerprint), about, build)
+
+
+def train_all(recipes: Sequence[Recipe], prepared: Prepared) -> list[Path]:
+    """Train what the store does not hold, one after another."""
+    folders = []
+    for i, recipe in enumerate(recipes):
+        role = "f" if "candidate" in recipe.trained_on else "g"
+        name = f"train {role} of seed {recipe.seed} ({i + 1} of {len(recipes)})"
+        report(name, i, len(recipes))
+        folders.append(run(recipe, prepared, name, i, len(recipes)))
+    return folders
+
+
+def load(recipe: Recipe, prepared: Prepared) -> CLIP:
+    """The trained model of a recipe, ready to score."""
+    folder = run(recipe, prepared)
+    model = models.build(
+        recipe.model, recipe.data.pixels, len(prepared.token_ids), prepared.tokens.shape[2], recipe.seed
+    )
+    model.load_state_dict(store.read_tensors(folder / "weights.safetensors"))
+    return model.to(models.device()).eval()
+
+
+def alignment(recipe: Recipe, prepared: Prepared, augmentations: int) -> pd.DataFrame:
+    """`memorization.alignment` of a recipe's model, kept in the store beside the run."""
+
+    def build(folder: Path) -> None:
+        table = memorization.alignment(load(recipe, prepared), prepared, augmentations)
+        store.write_table(folder / "alignment.parquet", table)
+
+    run_key = key(recipe, prepared.fingerprint)
+    about = {"run": run_key, "augmentations": augmentations}
+    folder = store.obtain("score", f"{run_key}-{augmentations}", about, build)
+    return pd.read_parquet(folder / "alignment.parquet")
+
+
+def scores(base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations: int) -> pd.DataFrame:
+    """CLIPMem of every scored pair under every seed, with its null and the free baselines.
+
+    Returns:
+        One row a (seed, pair): pair_id, subset, kind, dose, vagueness, rarity (ground truth, NaN where unknown);
+        clipmem (raw, contrast), clipmem_plain, clipmem_normalised; null (f against the f of another seed);
+        similarity_f, similarity_g, loss_f.
+    """
+    parts = []
+    for i, seed in enumerate(seeds):
+        report(f"score seed {seed}", i, len(seeds))
+        f, g = f_and_g(base, seed)
+        other = replace(f, seed=null_seed(seed, seeds))
+        of_f, of_g, of_other = (alignment(r, prepared, augmentations) for r in (f, g, other))
+        raw = memorization.clipmem(of_f, of_g)
+        part = of_f[["pair_id", "subset"]].assign(
+            seed=seed,
+            clipmem=raw,
+            clipmem_plain=memorization.clipmem(of_f, of_g, "plain"),
+            clipmem_normalised=memorization.range_normalised(raw, of_f["subset"] == "candidate"),
+            null=memorization.clipmem(of_f, of_other),
+            similarity_f=of_f["similarity"],
+            similarity_g=of_g["similarity"],
+            loss_f=of_f["loss"],
+        )
+        parts.append(part)
+    report("score", len(seeds), len(seeds))
+    truth = prepared.table[["pair_id", "kind", "dose", "vagueness", "rarity"]]
+    return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
+
+
+def along_training(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
+    """CLIPMem along training: one row a (seed, epoch, pair), pictures as they are.
+
+    Returns:
+        seed, epoch, pair_id, subset, kind, clipmem (raw, contrast).
+    """
+    parts = []
+    for seed in seeds:
+        f, g = (pd.read_parquet(run(r, prepared) / "looks.parquet") for r in f_and_g(base, seed))
+        both = f.merge(g, on=["epoch", "pair_id", "subset"], suffixes=("_f", "_g"), validate="one_to_one")
+        part = both[["epoch", "pair_id", "subset"]].assign(seed=seed)
+        parts.append(part.assign(clipmem=both["contrast_f"] - both["contrast_g"]))
+    truth = prepared.table[["pair_id", "kind"]]
+    return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
+
+
+def histories(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
+    """Loss, learning rate and retrieval by epoch of f and g of every seed (columns: seed, role, epoch, ...)."""
+    parts = []
+    for seed in seeds:
+        for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
+            parts.append(pd.read_parquet(run(recipe, prepared) / "history.parquet").assign(seed=seed, role=role))
+    return pd.concat(parts, ignore_index=True)

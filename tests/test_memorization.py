@@ -1,0 +1,97 @@
+"""Every vectorised score against a naive one, and planted memorization found."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lib import memorization, models
+
+
+def unit(*shape, seed):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.fixture
+def embeddings():
+    image, text, held_image, held_text = (
+        unit(4, 6, 8, seed=0),
+        unit(6, 8, seed=1),
+        unit(5, 8, seed=2),
+        unit(5, 8, seed=3),
+    )
+    own = torch.tensor([-1, -1, -1, 0, 4, 2])
+    held_text[0], held_text[4], held_text[2] = text[3], text[4], text[5]
+    return image, text, held_image, held_text, own
+
+
+def naive_alignment(image, text, held_image, held_text, own, i):
+    """The definition, one cosine at a time."""
+    plain, contrast = [], []
+    for view in image:
+        same = float(view[i] @ text[i])
+        others = [m for m in range(len(held_text)) if m != own[i]]
+        captions = [float(view[i] @ held_text[m]) for m in others]
+        images = [float(held_image[m] @ text[i]) for m in others]
+        plain.append(same)
+        contrast.append(same - sum(captions) / len(captions) - sum(images) / len(images))
+    return sum(plain) / len(plain), sum(contrast) / len(contrast)
+
+
+def test_alignment_equals_the_definition(embeddings):
+    plain, contrast = memorization.align(*embeddings)
+    naive = [naive_alignment(*embeddings, i) for i in range(6)]
+    np.testing.assert_allclose(plain, [p for p, _ in naive], atol=1e-6)
+    np.testing.assert_allclose(contrast, [c for _, c in naive], atol=1e-6)
+
+
+def test_pair_loss_equals_the_definition(embeddings):
+    image, text, held_image, held_text, own = embeddings
+    ours = memorization.pair_loss(image[0], text, held_image, held_text, own, scale=7.0)
+    for i in range(6):
+        others = [m for m in range(5) if m != own[i]]
+        same = math.exp(7 * image[0, i] @ text[i])
+        by_image = same + sum(math.exp(7 * image[0, i] @ held_text[m]) for m in others)
+        by_text = same + sum(math.exp(7 * text[i] @ held_image[m]) for m in others)
+        assert float(ours[i]) == pytest.approx(-(math.log(same / by_image) + math.log(same / by_text)) / 2, abs=1e-5)
+
+
+def test_clipmem_is_the_difference_in_either_form_and_refuses_other_pairs():
+    f = pd.DataFrame({"pair_id": [3, 5], "plain": [0.9, 0.8], "contrast": [0.5, 0.2]})
+    g = pd.DataFrame({"pair_id": [3, 5], "plain": [0.1, 0.6], "contrast": [0.1, 0.3]})
+    np.testing.assert_allclose(memorization.clipmem(f, g), [0.4, -0.1])
+    np.testing.assert_allclose(memorization.clipmem(f, g, "plain"), [0.8, 0.2])
+    with pytest.raises(ValueError, match="expected 'contrast' or 'plain'"):
+        memorization.clipmem(f, g, "plane")
+    with pytest.raises(ValueError, match="different pairs"):
+        memorization.clipmem(f, g.assign(pair_id=[3, 6]))
+
+
+def test_range_normalisation_takes_its_range_from_the_candidates():
+    raw = pd.Series([0.2, 0.6, 5.0])
+    np.testing.assert_allclose(memorization.range_normalised(raw, pd.Series([True, True, False])), [0.5, 1.5, 12.5])
+
+
+def test_scored_rows_cover_four_subsets_and_never_the_disjoint_pairs(prepared):
+    rows = memorization.scored_rows(prepared)
+    assert list(rows) == ["shared", "candidate", "independent", "external"]
+    assert len(rows["shared"]) == len(rows["candidate"])
+    assert set(rows["shared"]) <= set(prepared.subsets["shared"])
+    every = np.concatenate(list(rows.values()))
+    assert len(set(every)) == len(every) and not set(every) & set(prepared.subsets["disjoint"])
+
+
+def test_views_are_the_same_for_every_model_and_chunking_changes_nothing(prepared, monkeypatch):
+    model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], 0).eval()
+    rows = prepared.subsets["candidate"]
+    image, text = memorization.embed(model, prepared, rows)
+    again = memorization.embed(model, prepared, rows, augmentations=2)[0]
+    torch.testing.assert_close(again, memorization.embed(model, prepared, rows, augmentations=2)[0])
+    assert again.shape == (2, len(rows), 64) and not torch.allclose(again[0], again[1])
+    monkeypatch.setattr(memorization, "CHUNK", 7)
+    in_parts = memorization.embed(model, prepared, rows)
+    torch.testing.assert_close(in_parts[0], image, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(in_parts[1], text, atol=1e-5, rtol=1e-4)
