@@ -1,6 +1,6 @@
 """Any set of captioned images, ready to train on: loaded, split in five, its captions corrupted, tokenized.
 
-    check (seconds)    load (decodes once, then cached)    split    prepare (all of it)
+check (seconds)    load (decodes once, then cached)    split    prepare (all of it)
 """
 
 import hashlib

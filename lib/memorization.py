@@ -1,6 +1,6 @@
 """Memorization scores: models in, a tidy table with one row a pair out.
 
-CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (paper, section 3; shared facts: paper.md).
+CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (arXiv 2502.07830, section 3).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     """The two forms of the alignment A of N pairs: `plain` and `contrast`, each `[N]`.
 
     plain    = mean over views of cos(image, text)
-    contrast = plain - mean over held-out captions of cos(image, caption) - mean over held-out images of cos(image, text)
+    contrast = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
 
     Cosines of unit vectors are linear, so the mean over M held-out pairs is one product with their mean vector.
 
@@ -59,7 +59,7 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
         image: unit vectors `[A, N, D]`, A augmented views.
         text: unit vectors `[N, D]`.
         held_image, held_text: unit vectors `[M, D]` of held-out pairs.
-        own: `[N]`, where a scored pair is itself held out, its place among the M (it is then left out of the mean), else -1.
+        own: `[N]`, where a scored pair is itself held out, its place among the M (it is left out of the mean), else -1.
     """
     view = image.mean(dim=0)
     plain = (view * text).sum(dim=1)

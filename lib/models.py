@@ -1,7 +1,7 @@
 """open_clip models from the JSON configs of `lib/models/`, and the forward pass used here.
 
 The forward pass is open_clip's function with what the loss never reads left out: padding behind the longest caption of
-the batch, and in each tower's last block every position but the one that is pooled. A test holds it against open_clip's.
+the batch, and in each tower's last block every position but the pooled one. A test holds it against open_clip's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
 CONFIGS = Path(__file__).parent / "models"
+_building = Lock()  # the initial weights come from torch's global generator, which threads share
 
 
 def device() -> torch.device:
@@ -54,7 +56,7 @@ def build(name: str, pixels: int, vocabulary: int, context: int, seed: int) -> C
     cfg = config(name)
     vision = CLIPVisionCfg(**{**cfg["vision_cfg"], "image_size": pixels})
     text = CLIPTextCfg(**{**cfg["text_cfg"], "vocab_size": vocabulary, "context_length": context})
-    with torch.random.fork_rng(devices=[]):
+    with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIP(cfg["embed_dim"], vision, text, output_dict=True)
 

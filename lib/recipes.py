@@ -47,7 +47,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: trained on `trained_on` of `data`. Optimiser defaults are OpenCLIP's (paper.md, protocol, M)."""
+    """One model: trained on `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults."""
 
     data: Data = field(default_factory=Data)
     trained_on: tuple[str, ...] = ("shared", "candidate")  # f; g is trained on shared + independent
@@ -74,7 +74,7 @@ class Scale:
 
     scenes: Recipe
     photos: Recipe
-    augmentations: int = 10  # views per image in a score (paper.md: 10, M)
+    augmentations: int = 10  # views per image in a score (the paper's number is not known to us)
 
 
 _SMOKE = Recipe(Data("scenes", 32, 160, 80, 80, 80, 100), model="smoke", epochs=5, batch=60, looks=3)

@@ -1,12 +1,17 @@
-"""Many runs, in turn, each found in the store or trained; and the tables of scores that they give together."""
+"""Many runs, several side by side, each found in the store or trained; and the tables that they give together."""
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from time import perf_counter
+from typing import Any
 
 import pandas as pd
 import torch
@@ -45,35 +50,68 @@ def forget(recipes: Sequence[Recipe], prepared: Prepared) -> None:
 def estimate_minutes(recipes: Sequence[Recipe], prepared: Prepared) -> float:
     """Minutes that the runs still missing will take on this machine, from a few timed steps of the first of them."""
     missing = [r for r in recipes if not store.finished("run", key(r, prepared.fingerprint))]
-    return train.estimate_seconds(missing[0], prepared) * len(missing) / 60 if missing else 0.0
+    timed = each("estimate", lambda recipe, note: train.estimate_seconds(recipe, prepared), missing[: side_by_side()])
+    return sum(timed) / len(timed) * math.ceil(len(missing) / side_by_side()) / 60 if missing else 0.0
 
 
-def run(recipe: Recipe, prepared: Prepared, name: str = "train", before: int = 0, of: int = 1) -> Path:
-    """The folder of one finished run: from the store, or trained now. Progress is reported as run `before` + 1 of `of`."""
-
-    def note(done: float, total: float) -> None:
-        report(name, before + done / total, of)
+def run(recipe: Recipe, prepared: Prepared, note: Callable[[float, float], None] = lambda done, total: None) -> Path:
+    """The folder of one finished run: from the store, or trained now. `note(epochs done, epochs)` follows it."""
 
     def build(folder: Path) -> None:
         start = perf_counter()
         train.train(recipe, prepared, folder, note)
-        store.write_json(
-            folder / "timing.json", {"seconds": perf_counter() - start, "threads": torch.get_num_threads()}
-        )
+        store.write_json(folder / "timing.json", {"seconds": perf_counter() - start, "side_by_side": side_by_side()})
 
     about = {"dataset": prepared.pairs.name, "fingerprint": prepared.fingerprint, **described(recipe)}
     return store.obtain("run", key(recipe, prepared.fingerprint), about, build)
 
 
+def side_by_side() -> int:
+    """How many models are worked on at once: one a core on the CPU, where one thread each is faster than all cores on
+    one small model, and where the bits of a run then do not depend on how many cores there are; else one."""
+    return os.cpu_count() or 1 if models.device().type == "cpu" else 1
+
+
+def each(name: str, work: Callable[[Recipe, Callable[[float], None]], Any], recipes: Sequence[Recipe]) -> list[Any]:
+    """`work(recipe, note)` for every recipe, several at once in threads of one process; the results in order.
+
+    `note(share done)` reports progress as phase `name`, and ends the work where another one failed or Ctrl-C was given.
+    """
+    shares, stop, threads = dict.fromkeys(recipes, 0.0), Event(), torch.get_num_threads()
+
+    def one(recipe: Recipe) -> Any:
+        def note(share: float) -> None:
+            if stop.is_set():
+                raise InterruptedError("stopped because another run failed or was interrupted")
+            shares[recipe] = share
+            report(name, sum(shares.values()), len(recipes))
+
+        if jobs > 1:
+            torch.set_num_threads(1)
+        note(0)
+        result = work(recipe, note)
+        note(1)
+        return result
+
+    jobs = side_by_side()
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                return list(pool.map(one, recipes))
+            except BaseException:
+                stop.set()
+                raise
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train_all(recipes: Sequence[Recipe], prepared: Prepared) -> list[Path]:
-    """Train what the store does not hold, one after another."""
-    folders = []
-    for i, recipe in enumerate(recipes):
-        role = "f" if "candidate" in recipe.trained_on else "g"
-        name = f"train {role} of seed {recipe.seed} ({i + 1} of {len(recipes)})"
-        report(name, i, len(recipes))
-        folders.append(run(recipe, prepared, name, i, len(recipes)))
-    return folders
+    """Train what the store does not hold."""
+
+    def work(recipe: Recipe, note: Callable[[float], None]) -> Path:
+        return run(recipe, prepared, lambda done, total: note(done / total))
+
+    return each(f"train {len(recipes)} models", work, recipes)
 
 
 def load(recipe: Recipe, prepared: Prepared) -> CLIP:
@@ -107,9 +145,10 @@ def scores(base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations
         clipmem (raw, contrast), clipmem_plain, clipmem_normalised; null (f against the f of another seed);
         similarity_f, similarity_g, loss_f.
     """
+    recipes = pair_study(base, seeds)
+    each(f"score {len(recipes)} models", lambda r, note: alignment(r, prepared, augmentations), recipes)
     parts = []
-    for i, seed in enumerate(seeds):
-        report(f"score seed {seed}", i, len(seeds))
+    for seed in seeds:
         f, g = f_and_g(base, seed)
         other = replace(f, seed=null_seed(seed, seeds))
         of_f, of_g, of_other = (alignment(r, prepared, augmentations) for r in (f, g, other))
@@ -125,7 +164,6 @@ def scores(base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations
             loss_f=of_f["loss"],
         )
         parts.append(part)
-    report("score", len(seeds), len(seeds))
     truth = prepared.table[["pair_id", "kind", "dose", "vagueness", "rarity"]]
     return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
 

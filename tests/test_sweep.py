@@ -1,0 +1,99 @@
+"""Studies: nothing is trained twice, tables join f and g rightly, and planted memorization is found."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lib import progress, stats, sweep, train
+from lib.data import prepare
+from lib.recipes import Data, Recipe, f_and_g
+
+
+def test_a_second_call_trains_nothing(prepared, tiny, monkeypatch):
+    recipes = sweep.pair_study(replace(tiny, epochs=1), [0, 1])
+    assert sweep.cached(recipes, prepared) == 0 and sweep.estimate_minutes(recipes, prepared) > 0
+    sweep.train_all(recipes, prepared)
+    monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained again"))
+    sweep.train_all(recipes, prepared)
+    assert sweep.cached(recipes, prepared) == 4 and sweep.estimate_minutes(recipes, prepared) == 0
+    sweep.forget(recipes[:1], prepared)
+    assert sweep.cached(recipes, prepared) == 3
+
+
+def test_the_null_needs_a_further_model_only_with_one_seed(tiny):
+    assert [(r.seed, r.trained_on[1]) for r in sweep.pair_study(tiny, [0])] == [
+        (0, "candidate"),
+        (0, "independent"),
+        (1, "candidate"),
+    ]
+    assert len(sweep.pair_study(tiny, [0, 1, 2])) == 6
+    assert [sweep.null_seed(s, [0, 1, 2]) for s in (0, 1, 2)] == [1, 2, 0]
+
+
+def test_scores_join_models_and_truth(prepared, tiny):
+    base = replace(tiny, epochs=1)
+    scores = sweep.scores(base, [0, 1], prepared, 2)
+    assert len(scores) == 2 * 160 and scores.notna().all().all()
+    f, g = (sweep.alignment(r, prepared, 2) for r in f_and_g(base, 1))
+    one = scores[scores["seed"] == 1].set_index("pair_id")["clipmem"]
+    expected = (f["contrast"] - g["contrast"]).set_axis(f["pair_id"])
+    np.testing.assert_allclose(one.loc[expected.index], expected)
+    truth = prepared.table.set_index("pair_id")
+    assert (scores["kind"].to_numpy() == truth.loc[scores["pair_id"], "kind"].to_numpy()).all()
+    zero = (
+        scores[scores["seed"] == 0].set_index("pair_id")["null"]
+        + scores[scores["seed"] == 1].set_index("pair_id")["null"]
+    )
+    np.testing.assert_allclose(zero, 0, atol=1e-12)  # two seeds are each other's null
+
+
+def test_progress_of_a_sweep_rises_to_its_end(prepared, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPMEM_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", 0)
+    sweep.train_all(sweep.pair_study(replace(tiny, epochs=1), [0]), prepared)
+    last = json.loads((tmp_path / "progress.json").read_text())
+    assert last["done"] == last["total"] == 3 and last["phase"] == "train 3 models"
+
+
+def test_side_by_side_gives_the_bits_of_one_after_another(prepared, tiny, monkeypatch):
+    recipes = sweep.pair_study(replace(tiny, epochs=1), [0, 1])
+    monkeypatch.setattr(sweep, "side_by_side", lambda: 3)
+    together = [(folder / "weights.safetensors").read_bytes() for folder in sweep.train_all(recipes, prepared)]
+    sweep.forget(recipes, prepared)
+    monkeypatch.setattr(sweep, "side_by_side", lambda: 1)
+    alone = [(folder / "weights.safetensors").read_bytes() for folder in sweep.train_all(recipes, prepared)]
+    assert together == alone and len(set(alone)) == 4
+
+
+def test_a_failed_run_stops_the_others_and_is_reported(prepared, tiny, monkeypatch):
+    monkeypatch.setattr(sweep, "side_by_side", lambda: 2)
+
+    def work(recipe, note):
+        if recipe.seed == 0:
+            raise ValueError("broken")
+        for _ in range(1000):
+            note(0.5)
+            time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="broken"):
+        sweep.each("work", work, [replace(tiny, seed=s) for s in range(3)])
+
+
+def test_two_thousand_scenes_are_learned_and_memorized(tmp_path):
+    """Retrieval on unseen scenes far above chance, and wrong captions found by what only f can know."""
+    data = Data("scenes", 32, 1400, 600, 600, 600, 1000)
+    base = Recipe(data, model="smoke", epochs=24, batch=128, lr=2e-3, looks=1)
+    prepared = prepare(data, tmp_path)
+    f, g = f_and_g(base, 0)
+    history = sweep.histories(base, [0], prepared).groupby("role")["image_to_text_r10"].max()
+    assert history["f"] > 0.10 and history["g"] > 0.10  # chance: 10 of 1,000 = 0.01
+    both = sweep.alignment(f, prepared, 2).merge(prepared.table[["pair_id", "kind", "dose"]], on="pair_id")
+    both["clipmem"] = both["contrast"] - sweep.alignment(g, prepared, 2)["contrast"]
+    mean = both.groupby(["subset", "kind"])["clipmem"].mean()
+    assert mean["candidate", "wrong"] > mean["candidate", "clean"] + 0.1
+    assert mean["candidate", "clean"] > 0.02 > abs(mean["shared", "clean"])
+    assert mean["independent", "clean"] < -0.02 and abs(mean["external", "clean"]) < 0.05
+    assert stats.detect(both[both["subset"] == "candidate"].assign(seed=0)).value > 0.75
