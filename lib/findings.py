@@ -26,7 +26,8 @@ BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
 # What the paper (arXiv 2502.07830) reports, by `finding`; only what was read in it or digitised from its plots.
 PAPER = {
     "2a": "above .89 for wrong captions, about 0 for precise ones (Figure 1)",
-    "2e": "above .89 for vague captions, about 0 for precise ones (Figure 1)",
+    "2d": "about 0 for precise captions (Figure 1)",
+    "2e": "above .89 for vague captions (Figure 1)",
     "2f": "above .89 for atypical images (Figure 1)",
 }
 
