@@ -35,12 +35,8 @@ COLOURS = {"shared": "#0072b2", "candidate": "#d55e00", "independent": "#009e73"
 COLOURS |= {"clean": "#56b4e9", "dosed": "#e69f00", "wrong": "#d55e00", "vagueness": "#009e73", "rarity": "#cc79a7"}
 NULL = "#8c8c8c"
 NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain", "null": "null: another seed"}
-NAMES |= {
-    "similarity_f": "f's similarity",
-    "similarity_g": "g's similarity",
-    "loss_f": "f's loss",
-    "loss_g": "g's loss",
-}
+NAMES |= {"similarity_f": "f's similarity", "similarity_g": "g's similarity", "loss_f": "f's loss"}
+NAMES |= {"image_to_text_r10": "R@10 on unseen pairs"}
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn")
 SCORE = "CLIPMem (raw)"
 
@@ -230,7 +226,7 @@ def along_training(table: pd.DataFrame, ax: Axes, value: str = "clipmem", by: st
     for name, part in table.groupby(by) if by else [(None, table)]:
         colour = COLOURS.get(str(name), "black")
         sns.lineplot(part, x="epoch", y=value, color=colour, label=name, ax=ax, errorbar=("pi", 100), marker="o")
-    ax.set(ylabel=SCORE if value == "clipmem" else value)
+    ax.set(ylabel=SCORE if value == "clipmem" else NAMES.get(value, value), xticks=sorted(table["epoch"].unique()))
     if by:
         _legend_below(ax, 4)
     return table[["seed", "epoch", *([by] if by else []), value]]
@@ -239,12 +235,13 @@ def along_training(table: pd.DataFrame, ax: Axes, value: str = "clipmem", by: st
 def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], columns: int = 6) -> Figure:
     """Pictures uint8 `[N, 3, H, W]`, each with a title above (its score) and its caption, wrapped, below."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.9 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.3 * rows), squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, image, caption, title in zip(axes.flat, images, captions, titles, strict=False):
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         ax.set_title(title, fontsize=11, loc="center")
-        text = "\n".join(textwrap.wrap(caption, 24, max_lines=4, placeholder=" …"))
-        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=9.5)
+        text = "\n".join(textwrap.wrap(caption, 25, max_lines=5, placeholder=" …"))
+        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=9)
+    figure.set_layout_engine("constrained", h_pad=0.45)  # room for captions, which the layout does not see
     return figure

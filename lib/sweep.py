@@ -23,17 +23,15 @@ from lib.progress import report
 from lib.recipes import Recipe, described, f_and_g, key
 
 
-def null_seed(seed: int, seeds: Sequence[int]) -> int:
-    """The seed whose f is compared with that of `seed` in the null: the next one, in a circle; where there is one seed
-    only, the number after it."""
-    others = list(seeds)
-    return others[(others.index(seed) + 1) % len(others)] if len(others) > 1 else seed + 1
+def null_recipe(base: Recipe, seeds: Sequence[int]) -> Recipe:
+    """The model of the null: one f more, with a seed of its own. (Comparing the seeds with each other in a circle would
+    cost nothing, and would give a mean of exactly 0 whatever happens.)"""
+    return replace(base, seed=max(seeds) + 1)
 
 
 def pair_study(base: Recipe, seeds: Sequence[int]) -> list[Recipe]:
-    """Every model that CLIPMem and its null need: f and g of each seed (and one f more where there is one seed)."""
-    recipes = [recipe for seed in seeds for recipe in f_and_g(base, seed)]
-    return recipes if len(seeds) > 1 else [*recipes, replace(base, seed=null_seed(seeds[0], seeds))]
+    """Every model that CLIPMem and its null need: f and g of each seed, and one f more."""
+    return [*(recipe for seed in seeds for recipe in f_and_g(base, seed)), null_recipe(base, seeds)]
 
 
 def cached(recipes: Sequence[Recipe], prepared: Prepared) -> int:
@@ -142,7 +140,7 @@ def scores(base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations
 
     Returns:
         One row a (seed, pair): pair_id, subset, kind, dose, vagueness, rarity (ground truth, NaN where unknown);
-        clipmem (raw, contrast), clipmem_plain, clipmem_normalised; null (f against the f of another seed);
+        clipmem (raw, contrast), clipmem_plain, clipmem_normalised; null (f against one more f, see `null_recipe`);
         similarity_f, similarity_g, loss_f.
     """
     recipes = pair_study(base, seeds)
@@ -150,8 +148,7 @@ def scores(base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations
     parts = []
     for seed in seeds:
         f, g = f_and_g(base, seed)
-        other = replace(f, seed=null_seed(seed, seeds))
-        of_f, of_g, of_other = (alignment(r, prepared, augmentations) for r in (f, g, other))
+        of_f, of_g, of_other = (alignment(r, prepared, augmentations) for r in (f, g, null_recipe(base, seeds)))
         raw = memorization.clipmem(of_f, of_g)
         part = of_f[["pair_id", "subset"]].assign(
             seed=seed,

@@ -114,7 +114,7 @@ def test_wall_wraps_captions_and_leaves_empty_places_blank():
     images = np.zeros((4, 3, 8, 8), dtype=np.uint8)
     figure = figures.wall(images, ["a very long caption of many words " * 5] * 4, ["+0.1"] * 4, columns=3)
     assert len(figure.axes) == 6 and sum(bool(a.images) for a in figure.axes) == 4
-    assert figure.axes[0].texts[0].get_text().count("\n") == 3
+    assert figure.axes[0].texts[0].get_text().count("\n") == 4
     plt.close(figure)
 
 

@@ -18,19 +18,15 @@ def test_a_second_call_trains_nothing(prepared, tiny, monkeypatch):
     sweep.train_all(recipes, prepared)
     monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained again"))
     sweep.train_all(recipes, prepared)
-    assert sweep.cached(recipes, prepared) == 4 and sweep.estimate_minutes(recipes, prepared) == 0
+    assert sweep.cached(recipes, prepared) == 5 and sweep.estimate_minutes(recipes, prepared) == 0
     sweep.forget(recipes[:1], prepared)
-    assert sweep.cached(recipes, prepared) == 3
+    assert sweep.cached(recipes, prepared) == 4
 
 
-def test_the_null_needs_a_further_model_only_with_one_seed(tiny):
-    assert [(r.seed, r.trained_on[1]) for r in sweep.pair_study(tiny, [0])] == [
-        (0, "candidate"),
-        (0, "independent"),
-        (1, "candidate"),
-    ]
-    assert len(sweep.pair_study(tiny, [0, 1, 2])) == 6
-    assert [sweep.null_seed(s, [0, 1, 2]) for s in (0, 1, 2)] == [1, 2, 0]
+def test_a_study_is_f_and_g_of_each_seed_and_one_more_f_for_the_null(tiny):
+    f, g = "candidate", "independent"
+    planned = [(r.seed, r.trained_on[1]) for r in sweep.pair_study(tiny, [0, 1])]
+    assert planned == [(0, f), (0, g), (1, f), (1, g), (2, f)]
 
 
 def test_scores_join_models_and_truth(prepared, tiny):
@@ -43,11 +39,9 @@ def test_scores_join_models_and_truth(prepared, tiny):
     np.testing.assert_allclose(one.loc[expected.index], expected)
     truth = prepared.table.set_index("pair_id")
     assert (scores["kind"].to_numpy() == truth.loc[scores["pair_id"], "kind"].to_numpy()).all()
-    zero = (
-        scores[scores["seed"] == 0].set_index("pair_id")["null"]
-        + scores[scores["seed"] == 1].set_index("pair_id")["null"]
-    )
-    np.testing.assert_allclose(zero, 0, atol=1e-12)  # two seeds are each other's null
+    other = sweep.alignment(replace(base, seed=2), prepared, 2)
+    null = scores[scores["seed"] == 1].set_index("pair_id")["null"]
+    np.testing.assert_allclose(null.loc[expected.index], f["contrast"] - other["contrast"])
 
 
 def test_progress_of_a_sweep_rises_to_its_end(prepared, tiny, tmp_path, monkeypatch):
@@ -65,7 +59,7 @@ def test_side_by_side_gives_the_bits_of_one_after_another(prepared, tiny, monkey
     sweep.forget(recipes, prepared)
     monkeypatch.setattr(sweep, "side_by_side", lambda: 1)
     alone = [(folder / "weights.safetensors").read_bytes() for folder in sweep.train_all(recipes, prepared)]
-    assert together == alone and len(set(alone)) == 4
+    assert together == alone and len(set(alone)) == 5
 
 
 def test_a_failed_run_stops_the_others_and_is_reported(prepared, tiny, monkeypatch):
