@@ -97,4 +97,5 @@ def finish(study: Study, found: Sequence[findings.Finding], saved: Sequence[str]
     report("done", 1, 1)
     plt.close("all")
     columns = ["claim", "statistic", "value", "low", "high", "verdict"]
-    return pd.DataFrame([[getattr(f, c) for c in columns] for f in found], columns=columns)
+    rows = [[getattr(f, c) for c in columns] for f in found]
+    return pd.DataFrame(rows, columns=columns, index=[f.finding for f in found])

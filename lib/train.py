@@ -34,18 +34,27 @@ Note = Callable[[float, float], None]
 
 @dataclass(frozen=True)
 class Resident:
-    """What training reads, on the device: images uint8 `[N, 3, H, W]`, tokens `[N, L]`, lengths `[N]` (on the CPU)."""
+    """What training reads of P pairs, on the device."""
 
-    images: Tensor
-    tokens: Tensor
-    lengths: np.ndarray
+    images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which may be memory-mapped
+    rows: Tensor  # [P], where the pairs lie in `images`
+    tokens: Tensor  # [P, L]
+    lengths: np.ndarray  # [P], tokens of each caption; always on the CPU
 
 
 def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resident:
     """The rows of a data set, with the first caption of each, as tensors on the device."""
-    tokens = prepared.tokens[rows, 0]
-    images = torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[rows]))
-    return Resident(images.to(where), torch.from_numpy(tokens).long().to(where), (tokens > 0).sum(axis=1))
+    tokens, source = prepared.tokens[rows, 0], prepared.pairs.images
+    if where.type == "cpu":
+        images, places = torch.from_numpy(source), torch.from_numpy(rows)
+    else:
+        images, places = (
+            torch.empty((len(rows), *source.shape[1:]), dtype=torch.uint8, device=where),
+            torch.arange(len(rows)),
+        )
+        for start in range(0, len(rows), 1024):  # in parts: a large data set does not fit in the host's memory
+            images[start : start + 1024] = torch.from_numpy(source[rows[start : start + 1024]])
+    return Resident(images, places.to(where), torch.from_numpy(tokens).long().to(where), (tokens > 0).sum(axis=1))
 
 
 def train(recipe: Recipe, prepared: Prepared, folder: Path, note: Note) -> None:
@@ -145,7 +154,7 @@ def _batch(pairs: Resident, rows: Tensor, crop: float, generator: torch.Generato
     tokens = pairs.tokens[on_device]
     if tokens.device.type != "cuda":
         tokens = tokens[:, : int(pairs.lengths[rows.numpy()].max())]
-    return models.random_crops(pairs.images[on_device], crop, generator), tokens
+    return models.random_crops(pairs.images[pairs.rows[on_device]], crop, generator), tokens
 
 
 def _step(model: CLIP, optimiser: torch.optim.AdamW, images: Tensor, tokens: Tensor) -> Tensor:
