@@ -49,20 +49,20 @@ def corrupt(captions: list[list[str]], candidates: np.ndarray, wrong: float, dos
     changed = list(captions)
     for row in groups["wrong"]:
         changed[row] = captions[donor[row]]
-    everyones = _words(text for row in groups["dosed"] for text in captions[row])
+    everyones = list(dict.fromkeys(_words(text for row in groups["dosed"] for text in captions[row])))
     for row in groups["dosed"]:
         given = captions[donor[row]]
-        pools = [(_words([given[c % len(given)]]), _words(given), everyones) for c in range(len(captions[row]))]
-        texts = zip(captions[row], pools, strict=True)
-        changed[row] = [replace_words(text, choice, dose[row], rng) for text, choice in texts]
+        changed[row] = [
+            replace_words(text, (_words([given[c % len(given)]]), _words(given), everyones), dose[row], rng)
+            for c, text in enumerate(captions[row])
+        ]
     return Corruption(changed, kind, dose, donor)
 
 
 def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A donor for each of `rows`: a permutation of `rows` in which no donor shares a text with its receiver.
 
-    Starts from a random permutation and exchanges the donors of a clashing row and a random other row where that
-    helps both. Raises DataError when no exchange helps.
+    In a random one, clashing rows exchange donors with a random other row where that helps both, else DataError.
     """
     texts = {row: {" ".join(text.casefold().split()) for text in captions[row]} for row in rows.tolist()}
     donors = rng.permutation(rows)

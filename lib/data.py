@@ -19,18 +19,6 @@ from lib.recipes import SUBSETS, Data
 from lib.scenes import make_scenes
 from lib.sources import DataError, Row, Source, locate, open_source
 
-__all__ = [
-    "DataError",
-    "Pairs",
-    "Prepared",
-    "check",
-    "distinct_rows",
-    "fit_sizes",
-    "load",
-    "prepare",
-    "split",
-]
-
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
 
@@ -163,14 +151,12 @@ def fit_sizes(data: Data, available: int) -> Data:
 def split(pairs: Pairs, data: Data) -> dict[str, np.ndarray]:
     """Five disjoint subsets of the sizes in `data`, each as sorted rows of `pairs`.
 
-    A function of content, sizes and `data.seed` alone. Of images that are equal byte for byte only the first can be
-    chosen, so that none lies in two subsets. Raises DataError when there are too few images: see `fit_sizes`.
+    A function of content, sizes and `data.seed` alone. Of identical images only the first can be chosen, so that none
+    lies in two subsets. Raises DataError when there are too few.
     """
     rows = distinct_rows(pairs.images)
-    sizes = data.sizes()
-    needed = sum(sizes.values())
-    if needed > len(rows):
-        raise DataError(f"{pairs.name}: subsets need {needed:,} distinct images, found {len(rows):,}; see fit_sizes.")
+    ends = np.cumsum(list(data.sizes().values()))
+    if ends[-1] > len(rows):
+        raise DataError(f"{pairs.name}: subsets need {ends[-1]:,} distinct images, found {len(rows):,}; see fit_sizes.")
     shuffled = np.random.default_rng([data.seed, 0]).permutation(rows)
-    ends = np.cumsum(list(sizes.values()))
-    return {name: np.sort(shuffled[end - sizes[name] : end]) for name, end in zip(SUBSETS, ends, strict=True)}
+    return {name: np.sort(part) for name, part in zip(SUBSETS, np.split(shuffled, ends), strict=False)}

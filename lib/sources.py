@@ -8,9 +8,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ PRESETS = {"flickr8k": "jxie/flickr8k"}
 CAPTION_NAMES = ("captions", "caption", "sentences_raw")  # in this order; then caption_0, caption_1, …
 SPLIT_ORDER = ("train", "validation", "valid", "val", "dev", "test")  # then all others
 HUB_TIMEOUT = 10  # seconds until an unanswered hub counts as not reachable
-BATCH = 64  # rows that are in memory at a time
+BATCH = 64  # rows in memory at a time
 
 
 class DataError(ValueError):
@@ -85,7 +85,7 @@ def locate(dataset: str) -> Place:
     )
 
 
-def _digest(files: Iterator[Path] | list[Path]) -> str:
+def _digest(files: Iterable[Path]) -> str:
     states = [f"{file}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(files) if file.is_file()]
     return hashlib.sha256("\n".join(states).encode()).hexdigest()
 
@@ -99,8 +99,8 @@ def _locate_on_hub(name: str) -> Place:
         return Place("hub", short, name, HfApi().dataset_info(name, timeout=HUB_TIMEOUT).sha or "")
     except RepositoryNotFoundError as error:
         raise DataError(
-            f"'{name}' is neither a file or folder here ({Path(name).absolute()}) nor a data set that the Hugging Face "
-            f"hub shows to you. Check the spelling; a private one needs `hf auth login`."
+            f"'{name}' is no file or folder ({Path(name).absolute()}), and the Hugging Face hub shows you no such data "
+            f"set. Check the spelling; a private one needs `hf auth login`."
         ) from error
     except Exception as error:  # the hub's client raises what its HTTP library of the day raises
         return Place("hub", short, name, problem=_said(error))
@@ -125,13 +125,12 @@ def open_source(
     splits = _load_splits(place, stream)
     order = sorted(splits, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
     features = splits[order[0]].features
-    image = _find_image(place, features, image_column)
-    captions = _find_captions(place, features, caption_columns)
+    image, captions = _find_image(place, features, image_column), _find_captions(place, features, caption_columns)
     label = "label" if "int" in str(getattr(features.get("label"), "dtype", "")) else ""
     parts = [splits[name].select_columns([image, *captions, *filter(None, [label])]) for name in order]
     if isinstance(features[image], datasets.Image):  # decoded here, so that a broken image costs one row, not the set
         parts = [part.cast_column(image, datasets.Image(decode=False)) for part in parts]
-    rows = _decoded(_numbered(place, parts), lambda number, row: _row(number, row, image, captions, label, pixels))
+    rows = _rows(place, parts, lambda number, row: _decode(number, row, image, captions, label, pixels))
     names = tuple(getattr(features.get(label), "names", None) or ())
     return Source(rows, _size(place, parts), names, f"images in '{image}', captions in {', '.join(captions)}")
 
@@ -156,8 +155,8 @@ def _load_splits(place: Place, stream: bool) -> dict[str, Any]:
                 f"Connect to the network once, or download its parquet file elsewhere and give that file's path."
             ) from error
         raise DataError(
-            f"{place.target}: Hugging Face datasets cannot read it ({_said(error)}). "
-            f"Expected a parquet file, an image folder with metadata.csv (columns file_name, caption), or a hub name."
+            f"{place.target}: Hugging Face datasets cannot read it ({_said(error)}). Expected a parquet file, "
+            f"an image folder with metadata.csv (columns file_name, caption), or a hub name."
         ) from error
 
 
@@ -184,8 +183,8 @@ def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ..
             f"Data(caption_columns=('text',)).{folder}"
         )
     for name in columns:
-        inner = getattr(features[name], "feature", features[name])
-        if getattr(inner, "dtype", "") not in ("string", "large_string", "string_view", "null"):
+        text = getattr(features[name], "feature", features[name])  # a list has a feature
+        if getattr(text, "dtype", "") not in ("string", "large_string", "string_view", "null"):
             raise DataError(f"{place.target}: column '{name}' holds {features[name]}, expected text or lists of text.")
     return columns
 
@@ -201,24 +200,23 @@ def _size(place: Place, parts: list[Any]) -> int | None:
 # --- its rows ---
 
 
-def _numbered(place: Place, parts: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = -1
-    try:
-        for number, row in enumerate(row for part in parts for row in part):
-            yield number, row
-    except Exception as error:  # pyarrow's and the network's errors of many kinds
-        raise DataError(
-            f"{place.target}: cannot be read after row {number} ({_said(error)}). It may be incomplete: copy it again."
-        ) from error
-
-
-def _decoded(rows: Iterator[tuple[int, dict[str, Any]]], decode: Any) -> Iterator[Row]:
+def _rows(place: Place, parts: list[Any], decode: Callable[[int, dict[str, Any]], Row]) -> Iterator[Row]:
+    """All rows, decoded on all cores; a row that cannot be used comes with its problem."""
+    raw, start = chain.from_iterable(parts), 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(rows, BATCH)):
-            yield from pool.map(decode, *zip(*batch, strict=True))
+        while batch := _take(raw, place, start):
+            yield from pool.map(decode, range(start, start + len(batch)), batch)
+            start += len(batch)
 
 
-def _row(number: int, row: dict[str, Any], image: str, captions: list[str], label: str, pixels: int) -> Row:
+def _take(raw: Iterator[dict[str, Any]], place: Place, start: int) -> list[dict[str, Any]]:
+    try:
+        return list(islice(raw, BATCH))
+    except Exception as error:  # pyarrow's and the network's errors of many kinds
+        raise DataError(f"{place.target}: breaks off after row {start} ({_said(error)}). Copy it again.") from error
+
+
+def _decode(number: int, row: dict[str, Any], image: str, captions: list[str], label: str, pixels: int) -> Row:
     values = [row[name] for name in captions]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
@@ -236,8 +234,7 @@ def _row(number: int, row: dict[str, Any], image: str, captions: list[str], labe
 def decode_image(cell: Any, pixels: int) -> np.ndarray:
     """uint8 [3, pixels, pixels] of an image cell ({"bytes", "path"}, bytes, or a path). Raises what Pillow raises.
 
-    The shorter side is resized to `pixels` (bicubic, antialiased) and the centre kept. Transparent parts become white;
-    grey, CMYK and palette images become RGB.
+    The shorter side is resized to `pixels` (bicubic, antialiased), the centre kept; what is transparent becomes white.
     """
     content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
     if not content:

@@ -16,6 +16,7 @@ import lib.sources
 from lib.captions import encode
 from lib.data import DataError, Pairs, distinct_rows, fit_sizes, load, prepare, split
 from lib.recipes import SUBSETS, Data
+from lib.scenes import make_scenes
 
 SIZES = {"shared": 50, "candidate": 60, "independent": 40, "external": 30, "disjoint": 20}
 
@@ -179,6 +180,26 @@ def test_long_captions_are_cut_and_keep_their_end(tmp_path):
     ready = prepare(Data(path, 8, **sizes, context=10), tmp_path)
     assert ready.tokens.shape == (60, 1, 10)
     assert (ready.token_ids[ready.tokens[:, 0, -1]] == 49407).all()
+
+
+def test_scenes_are_drawn_once_and_again_when_their_code_changes(tmp_path, monkeypatch):
+    data, drawn, place = Data("scenes", 16, **SIZES), [], lib.data.locate("scenes")
+    monkeypatch.setattr(lib.data, "make_scenes", lambda n, *how: drawn.append(n) or make_scenes(n, *how))
+    first, again = load(data, tmp_path), load(data, tmp_path)
+    assert drawn == [200] and first.fingerprint == again.fingerprint and first.label_names == again.label_names
+    for name in ("images", "labels", "rarity", "vagueness", "pair_ids"):
+        ours, kept = getattr(first, name), getattr(again, name)
+        assert np.array_equal(ours, kept) and ours.dtype == kept.dtype
+    monkeypatch.setattr(lib.data, "locate", lambda _: place._replace(identity="changed"))
+    assert load(data, tmp_path).fingerprint == first.fingerprint and drawn == [200, 200]
+
+
+def test_threads_may_prepare_the_same_set_at_once(photos, tmp_path):
+    data = Data(photos, 8, **SIZES, context=16)
+    with ThreadPoolExecutor(4) as pool:
+        ready = list(pool.map(lambda _: prepare(data, tmp_path), range(4)))
+    assert all(np.array_equal(one.tokens, ready[0].tokens) for one in ready)
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
 
 
 def test_scenes_carry_their_truth(tmp_path, monkeypatch):
