@@ -1,6 +1,6 @@
 """Any set of captioned images, ready to train on: loaded, split in five, its captions corrupted, tokenized.
 
-check (seconds)    load (decodes once, then cached)    split    prepare (all of it)
+check (seconds)    load (decodes once, then kept on disk)    split    prepare (all of it)
 """
 
 import hashlib
@@ -13,15 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.corruption import Corruption, corrupt
-from lib.images import read_rows
-from lib.pairs import Pairs, fingerprint, load_cached, newest_cached
+from lib.captions import Corruption, corrupt, tokenize
+from lib.pairs import Pairs, folder_of, load_kept
 from lib.recipes import SUBSETS, Data
 from lib.scenes import make_scenes
-from lib.sources import DataError, locate, open_source
-from lib.tokens import tokenize
-
-__all__ = ["DataError", "Pairs", "Prepared", "check", "distinct_rows", "fit_sizes", "load", "prepare", "split"]
+from lib.sources import DataError, Row, Source, locate, open_source
 
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
@@ -41,82 +37,12 @@ class Prepared:
     fingerprint: str  # of pairs
 
 
-def load(data: Data, cache: Path) -> Pairs:
-    """All pairs of a data set, images decoded to uint8 [N, 3, pixels, pixels] and cached under `cache`.
-
-    Scenes are drawn as many as the five sizes need. Every other source is read whole: all splits in the order train,
-    validation, test, others. Rows without a readable image or a caption are named once and skipped, up to 1 %.
-
-    Raises:
-        DataError: nothing there, columns missing, too many broken rows, hub out of reach, or disk full.
-    """
-    if data.dataset == "scenes":
-        return _scenes(sum(data.sizes().values()), data.pixels)
-    return load_cached(locate(data.dataset), data.pixels, data.image_column, data.caption_columns, cache)
-
-
-def _scenes(n: int, pixels: int) -> Pairs:
-    scenes = make_scenes(n, pixels, WORLD_SEED)
-    content = fingerprint(scenes.images, scenes.captions, scenes.labels, scenes.rarity, scenes.vagueness)
-    return Pairs(
-        "scenes", scenes.images, scenes.captions, np.arange(n), scenes.labels, scenes.label_names, scenes.rarity,
-        scenes.vagueness, content,
-    )  # fmt: skip
-
-
-def distinct_rows(images: np.ndarray) -> np.ndarray:
-    """Sorted rows, int64, of the first occurrence of every distinct image of uint8 [N, 3, H, W]."""
-    first: dict[bytes, int] = {}
-    for row, image in enumerate(images):
-        first.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), row)
-    return np.fromiter(first.values(), np.int64)
-
-
-def fit_sizes(data: Data, available: int) -> Data:
-    """`data`, its five sizes shrunken in proportion when they need more than `available` distinct images.
-
-    Raises:
-        DataError: fewer than 40 candidates would be left.
-    """
-    sizes = data.sizes()
-    needed = sum(sizes.values())
-    if needed <= available:
-        return data
-    shrunken: dict[str, Any] = {name: size * available // needed for name, size in sizes.items()}
-    if shrunken["candidate"] < LEAST_CANDIDATES:
-        least = -(-LEAST_CANDIDATES * needed // max(1, sizes["candidate"]))
-        raise DataError(
-            f"{data.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or at least "
-            f"{least:,} when shrunken to {LEAST_CANDIDATES} candidates. Use more images or a smaller scale."
-        )
-    return replace(data, **shrunken)
-
-
-def split(pairs: Pairs, data: Data) -> dict[str, np.ndarray]:
-    """Five disjoint subsets of the sizes in `data`, each as sorted rows of `pairs`.
-
-    A function of content, sizes and `data.seed` alone. Of images that are equal byte for byte only the first can be
-    chosen, so that none lies in two subsets. Raises DataError when there are too few images: see `fit_sizes`.
-    """
-    rows = distinct_rows(pairs.images)
-    sizes = data.sizes()
-    needed = sum(sizes.values())
-    if needed > len(rows):
-        raise DataError(f"{pairs.name}: subsets need {needed:,} distinct images, found {len(rows):,}; see fit_sizes.")
-    shuffled = np.random.default_rng([data.seed, 0]).permutation(rows)
-    ends = np.cumsum(list(sizes.values()))
-    return {name: np.sort(shuffled[end - sizes[name] : end]) for name, end in zip(SUBSETS, ends, strict=True)}
-
-
 def prepare(data: Data, cache: Path) -> Prepared:
-    """Load, split, corrupt and tokenize.
+    """Load, split, corrupt and tokenize. Raises DataError: see `load`, `fit_sizes` and `lib.captions.corrupt`.
 
     The table's columns: pair_id (row of the source), subset, kind ("clean", "wrong", "dosed"), dose (0, .25, .5, .75,
     1), donor (pair_id, -1 none), caption (caption 0 after corruption), vagueness (of the original caption 0, NaN
     unknown), rarity (NaN unknown), label (-1 unknown).
-
-    Raises:
-        DataError: see `load`, `fit_sizes` and `lib.corruption.corrupt`.
     """
     pairs = load(data, cache)
     fitted = fit_sizes(data, len(distinct_rows(pairs.images)))
@@ -124,8 +50,7 @@ def prepare(data: Data, cache: Path) -> Prepared:
         warnings.warn(f"{pairs.name} is smaller than asked for; sizes are now {fitted.sizes()}", stacklevel=2)
     subsets = split(pairs, fitted)
     changed = corrupt(pairs.captions, subsets["candidate"], data.wrong, data.dosed, data.seed)
-    kept = cache / "tokens" / f"{pairs.fingerprint[:32]}-{data.context}.npy"
-    tokens, token_ids = tokenize(pairs.captions, changed.captions, data.context, kept)
+    tokens, token_ids = tokenize(pairs, changed.captions, data.context, cache)
     table = _table(pairs, subsets, changed)
     return Prepared(fitted, pairs, subsets, changed.captions, tokens, token_ids, table, pairs.fingerprint)
 
@@ -150,22 +75,88 @@ def _table(pairs: Pairs, subsets: dict[str, np.ndarray], changed: Corruption) ->
     return pd.DataFrame(columns, index=pd.Index(rows, name="row"))
 
 
+# --- load and check ---
+
+
+def load(data: Data, cache: Path) -> Pairs:
+    """All pairs of a data set, kept decoded under `cache`. Raises DataError.
+
+    Scenes are drawn as many as the five sizes need; every other source is read whole, all splits one after the other.
+    Rows without a readable image or a caption are named once and skipped, up to 1 %.
+    """
+    place, pixels, n = locate(data.dataset), data.pixels, sum(data.sizes().values())
+    if place.kind == "scenes":
+        return load_kept(cache / folder_of(place, [str(n)], pixels), place, pixels, lambda: _scenes(n, pixels))
+    folder = cache / folder_of(place, [data.image_column, *data.caption_columns], pixels)
+    return load_kept(folder, place, pixels, lambda: open_source(place, data.image_column, data.caption_columns, pixels))
+
+
+def _scenes(n: int, pixels: int) -> Source:
+    scenes = make_scenes(n, pixels, WORLD_SEED)
+    numbers = (column.tolist() for column in (scenes.labels, scenes.rarity, scenes.vagueness))
+    known = zip(range(n), scenes.images, scenes.captions, *numbers, strict=True)
+    return Source((Row(*values) for values in known), n, scenes.label_names)
+
+
 def check(
     dataset: str, image_column: str = "", caption_columns: tuple[str, ...] = (), cache: Path | None = None
 ) -> str:
     """A sentence about what a data set holds, from its description and first rows, in seconds.
 
-    Raises:
-        DataError: as `load` would; a hub that does not answer is fine when `cache` holds the set.
+    Raises DataError as `load` would; a hub that does not answer is fine when `cache` holds the set.
     """
     place = locate(dataset)
     if place.kind == "scenes":
         return "scenes: drawn from a seed, nothing to read or download."
-    if place.problem and cache and (folder := newest_cached(cache, place, image_column, caption_columns)):
-        return f"{place.name}: the hub cannot be reached, but an earlier copy lies in {folder}."
-    source = open_source(place, image_column, caption_columns, stream=not place.problem)
-    rows = list(islice(read_rows(source, 8, batch=8), 8))
+    pattern = folder_of(place, [image_column, *caption_columns], "*") + "/meta.json"
+    if place.problem and cache and (kept := next(cache.glob(pattern), None)):
+        return f"{place.name}: the hub cannot be reached, but an earlier copy lies in {kept.parent}."
+    source = open_source(place, image_column, caption_columns, 8, stream=not place.problem)
+    rows = list(islice(source.rows, 8))
     if all(row.problem for row in rows):
         raise DataError(f"{place.target}: no usable row. {'; '.join(row.problem for row in rows) or 'It is empty'}.")
-    count = "an unknown number of" if source.rows is None else f"{source.rows:,}"
-    return f"{place.name}: {count} rows, images in '{source.image}', captions in {', '.join(source.captions)}."
+    return f"{place.name}: {'unknown' if source.size is None else f'{source.size:,}'} rows, {source.columns}."
+
+
+# --- split ---
+
+
+def distinct_rows(images: np.ndarray) -> np.ndarray:
+    """Sorted rows, int64, of the first occurrence of every distinct image of uint8 [N, 3, H, W]."""
+    first: dict[bytes, int] = {}
+    for row, image in enumerate(images):
+        first.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), row)
+    return np.fromiter(first.values(), np.int64)
+
+
+def fit_sizes(data: Data, available: int) -> Data:
+    """`data`, its five sizes shrunken in proportion when they need more than `available` distinct images.
+
+    Raises DataError when fewer than 40 candidates would be left.
+    """
+    sizes = data.sizes()
+    needed = sum(sizes.values())
+    if needed <= available:
+        return data
+    shrunken: dict[str, Any] = {name: size * available // needed for name, size in sizes.items()}
+    if shrunken["candidate"] < LEAST_CANDIDATES:
+        least = -(-LEAST_CANDIDATES * needed // max(1, sizes["candidate"]))
+        raise DataError(
+            f"{data.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or at least "
+            f"{least:,} when shrunken to {LEAST_CANDIDATES} candidates. Use more images or a smaller scale."
+        )
+    return replace(data, **shrunken)
+
+
+def split(pairs: Pairs, data: Data) -> dict[str, np.ndarray]:
+    """Five disjoint subsets of the sizes in `data`, each as sorted rows of `pairs`.
+
+    A function of content, sizes and `data.seed` alone. Of identical images only the first can be chosen, so that none
+    lies in two subsets. Raises DataError when there are too few.
+    """
+    rows = distinct_rows(pairs.images)
+    ends = np.cumsum(list(data.sizes().values()))
+    if ends[-1] > len(rows):
+        raise DataError(f"{pairs.name}: subsets need {ends[-1]:,} distinct images, found {len(rows):,}; see fit_sizes.")
+    shuffled = np.random.default_rng([data.seed, 0]).permutation(rows)
+    return {name: np.sort(part) for name, part in zip(SUBSETS, np.split(shuffled, ends), strict=False)}

@@ -1,33 +1,33 @@
-"""Pairs, the one shape in which every data set arrives, and their cache on disk.
+"""Pairs, the one shape in which every data set arrives, and the folder that keeps them on disk.
 
-A cached set is a folder `pairs/<name>-<key>` of images.npy, table.parquet and meta.json. It is found again by what was
-asked for (source, its state, pixels, columns); it is written under another name and renamed, one writer at a time.
+A folder `pairs/<name>-<pixels>px-<key>` holds images.bin (uint8, one image after the other), table.parquet and
+meta.json. It appears complete or not at all, written by one thread or process at a time, and is made again when its
+source has changed, or when its content no longer has the fingerprint in meta.json.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from lib.images import read_rows
 from lib.progress import report
-from lib.sources import DataError, Place, Source, open_source
+from lib.sources import DataError, Place, Row, Source
 
 MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption that is skipped
 LARGE = 2**30  # bytes of images from which they stay on disk, memory-mapped
-FORMAT = 1  # raised when decoding changes: older caches are then left alone
+FORMAT = 2  # raised when decoding changes: older folders are then left alone
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+COLUMNS = {"pair_id": np.int64, "label": np.int64, "rarity": np.float32, "vagueness": np.float32}
 
 
 @dataclass(frozen=True)
@@ -45,142 +45,104 @@ class Pairs:
     fingerprint: str  # SHA-256 of the content, never of paths
 
 
-def fingerprint(images: np.ndarray, captions: list[list[str]], *arrays: np.ndarray | None) -> str:
-    """SHA-256 hex of images, captions and further arrays: equal content, equal fingerprint, wherever it lies."""
-    digest = hashlib.sha256(json.dumps([images.shape, captions]).encode())
-    for start in range(0, len(images), 1024):
-        digest.update(images[start : start + 1024].tobytes())
-    for array in arrays:
-        digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+def folder_of(place: Place, columns: list[str], pixels: int | str) -> str:
+    """The folder's name, below the cache; with "*" for `pixels`, a pattern for all sizes."""
+    key = hashlib.sha256(json.dumps([FORMAT, place.target, columns]).encode()).hexdigest()[:16]
+    return f"pairs/{place.name}-{pixels}px-{key}"
 
 
-def load_cached(place: Place, pixels: int, image_column: str, caption_columns: tuple[str, ...], cache: Path) -> Pairs:
-    """Pairs of a source from the cache, decoded into it first when absent or damaged. Raises DataError."""
-    request = {
-        "format": FORMAT, "target": place.target, "columns": [image_column, *caption_columns], "pixels": pixels,
-        "identity": place.identity,
-    }  # fmt: skip
-    if place.problem and (earlier := newest_cached(cache, place, image_column, caption_columns, pixels)):
-        warnings.warn(f"the hub cannot be reached ({place.problem}); using the copy in {earlier}", stacklevel=2)
-        request = json.loads((earlier / "meta.json").read_text())["request"]
-    key = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
-    folder = cache / "pairs" / f"{place.name}-{pixels}px-{key}"
+def load_kept(folder: Path, place: Place, pixels: int, open_it: Callable[[], Source]) -> Pairs:
+    """The pairs in `folder`, filled from the source when it is absent, outdated or damaged. Raises DataError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
-        found = _read(folder, place.name)
-        if found is None:
-            _build(folder, open_source(place, image_column, caption_columns), pixels, request)
-            found = _read(folder, place.name)
-    if found is None:
-        raise DataError(f"{folder}: what was just written there cannot be read back. Check that disk.")
-    return found
+    with FileLock(f"{folder}.lock"):
+        return _read_intact(folder, place, pixels) or _fill(folder, place, pixels, open_it())
 
 
-def newest_cached(
-    cache: Path, place: Place, image_column: str, caption_columns: tuple[str, ...], pixels: int | None = None
-) -> Path | None:
-    """The latest cached folder of a source, whatever its state was then, or None. `pixels` None: any size."""
-    wanted = {"format": FORMAT, "target": place.target, "columns": [image_column, *caption_columns]}
-    wanted |= {"pixels": pixels} if pixels else {}
-    found = []
-    for meta in cache.glob("pairs/*/meta.json"):
-        with contextlib.suppress(ValueError, KeyError, AttributeError):  # a damaged one is no candidate
-            if wanted.items() <= json.loads(meta.read_text())["request"].items():
-                found.append(meta)
-    return max(found, key=lambda meta: meta.stat().st_mtime).parent if found else None
-
-
-def _read(folder: Path, name: str) -> Pairs | None:
-    """The cached pairs, or None when they are absent or damaged: then they are decoded again."""
+def _read_intact(folder: Path, place: Place, pixels: int) -> Pairs | None:
     if not folder.exists():
         return None
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        small = (folder / "images.npy").stat().st_size < LARGE
-        images = np.load(folder / "images.npy", mmap_mode=None if small else "c")  # "c": torch wants it writable
-        table = pq.read_table(folder / "table.parquet")
-        captions = table["captions"].to_pylist()
-        ids = np.array(table["pair_id"], np.int64)
-        labels = np.array(table["label"], np.int64) if "label" in table.column_names else None
-        if list(images.shape) != meta["shape"] or len(table) != len(images):
-            raise ValueError("shapes differ from meta.json")
-        if small and fingerprint(images, captions, ids, labels) != meta["fingerprint"]:
-            raise ValueError("content differs from meta.json")
-        return Pairs(name, images, captions, ids, labels, tuple(meta["label_names"]), None, None, meta["fingerprint"])
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
-        warnings.warn(f"{folder} is damaged ({error}); decoding again", stacklevel=2)
+        if meta["identity"] != place.identity and not place.problem:
+            return None
+        pairs = _read(folder, place.name, pixels, tuple(meta["label_names"]))
+        if pairs.fingerprint != meta["fingerprint"]:
+            raise ValueError("its content has changed")
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        warnings.warn(f"{folder} is damaged ({error}); reading the source again", stacklevel=4)
         return None
+    if place.problem:
+        warnings.warn(f"the hub cannot be reached ({place.problem}); using the copy in {folder}", stacklevel=4)
+    return pairs
 
 
-def _build(folder: Path, source: Source, pixels: int, request: dict[str, Any]) -> None:
-    """Decode `source` into `folder`, which appears complete or not at all."""
-    needed = (source.rows or 0) * (3 * pixels**2 + 500)  # captions take a few hundred bytes a row
-    if shutil.disk_usage(folder.parent).free < needed:
-        raise _disk_full(folder, needed)
-    part = folder.with_name(folder.name + ".part")
+def _read(folder: Path, name: str, pixels: int, label_names: tuple[str, ...]) -> Pairs:
+    table = pq.read_table(folder / "table.parquet")
+    captions = table["captions"].to_pylist()
+    known = {column: np.array(table[column].to_pylist(), COLUMNS[column])
+             for column in COLUMNS if not table[column].null_count}  # fmt: skip
+    ids, labels, rarity, vagueness = map(known.get, COLUMNS)
+    file, shape = folder / "images.bin", (len(table), 3, pixels, pixels)
+    if file.stat().st_size < LARGE:
+        images = np.fromfile(file, np.uint8).reshape(shape)
+    else:
+        images = np.memmap(file, np.uint8, "c", shape=shape)  # "c": torch wants it writable; the file stays as it is
+    content = _fingerprint(images, captions, [ids, labels] if rarity is None else [labels, rarity, vagueness])
+    return Pairs(name, images, captions, known["pair_id"], labels, label_names, rarity, vagueness, content)
+
+
+def _fingerprint(images: np.ndarray, captions: list[list[str]], columns: list[np.ndarray | None]) -> str:
+    digest = hashlib.sha256(json.dumps([images.shape, captions]).encode())
+    for start in range(0, len(images), 1024):
+        digest.update(images[start : start + 1024].tobytes())
+    for column in columns:
+        digest.update(b"none" if column is None else f"{column.dtype}{column.shape}".encode() + column.tobytes())
+    return digest.hexdigest()
+
+
+def _fill(folder: Path, place: Place, pixels: int, source: Source) -> Pairs:
+    needed = (source.size or 0) * (3 * pixels**2 + 500)  # captions take a few hundred bytes a row
+    part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise OSError(errno.ENOSPC, "too little space")
         part.mkdir()
-        with open(part / "images.npy", "wb") as file:
-            rows = _write_images(file, source, pixels)
-        ids, captions, labels = zip(*rows, strict=True)
-        table = pa.table({"pair_id": ids, "captions": captions} | ({"label": labels} if source.label else {}))
-        pq.write_table(table, part / "table.parquet")
-        images = np.load(part / "images.npy", mmap_mode="r")
-        arrays = (np.array(ids, np.int64), np.array(labels, np.int64) if source.label else None)
-        content = fingerprint(images, list(captions), *arrays)
-        meta = {
-            "request": request, "shape": images.shape, "label_names": source.label_names, "fingerprint": content,
-        }  # fmt: skip
+        pq.write_table(_write_images(part / "images.bin", place, source), part / "table.parquet")
+        pairs = _read(part, place.name, pixels, source.label_names)
+        meta = {"identity": place.identity, "label_names": pairs.label_names, "fingerprint": pairs.fingerprint}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
+        return pairs
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        raise _disk_full(folder, needed) from error
+        free = shutil.disk_usage(folder.parent).free
+        raise DataError(
+            f"{folder.parent}: no room for the decoded images: about {needed / 1e6:,.1f} MB are needed there and "
+            f"{free / 1e6:,.1f} MB are free. Free some, or set CLIPMEM_RUNS to a folder on another disk."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_images(file: BinaryIO, source: Source, pixels: int) -> list[tuple[int, list[str], int]]:
-    """Write the usable images as one .npy and return (pair_id, captions, label) of each.
-
-    Raises DataError when more than MAX_BROKEN of the rows cannot be used, or none can.
-    """
-    _write_header(file, 0, pixels)
-    kept, problems = [], []
-    for row in read_rows(source, pixels):
-        if row.image is None or row.problem:
-            problems.append(row.problem)
-        else:
-            file.write(row.image.tobytes())
-            kept.append((row.pair_id, row.captions, row.label))
-        if row.pair_id % 256 == 0:
-            report("decoding images", row.pair_id, source.rows or row.pair_id + 1)
+def _write_images(file: Path, place: Place, source: Source) -> pa.Table:
+    """Write the images of all usable rows; return what else is known of them. Raises DataError for too many broken."""
+    kept: list[Row] = []
+    problems: list[str] = []
+    with open(file, "wb") as images:
+        for done, row in enumerate(source.rows, start=1):
+            if row.image is None:
+                problems.append(row.problem)
+            else:
+                images.write(row.image.tobytes())
+                kept.append(row._replace(image=None))
+            report("reading images", done, source.size or done)
     total = len(kept) + len(problems)
-    report("decoding images", total, total)
-    found = f"{source.place.target}: {len(problems)} of {total} rows cannot be used: {'; '.join(problems[:5])}"
-    found += "; …" if len(problems) > 5 else ""
+    found = f"{place.target}: {len(problems)} of {total} rows cannot be used: {'; '.join(problems[:5])}"
     if not kept or len(problems) > MAX_BROKEN * total:
         raise DataError(f"{found}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
     if problems:
-        warnings.warn(f"{found}. They are skipped.", stacklevel=2)
-    file.seek(0)
-    _write_header(file, len(kept), pixels)
-    return kept
-
-
-def _write_header(file: BinaryIO, rows: int, pixels: int) -> None:
-    """A .npy header; numpy pads it, so that the final number of rows fits where the first was written."""
-    shape = (rows, 3, pixels, pixels)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-def _disk_full(folder: Path, needed: int) -> DataError:
-    free = shutil.disk_usage(folder.parent).free
-    return DataError(
-        f"{folder.parent}: no room for the decoded images: about {needed / 1e6:,.1f} MB are needed there and "
-        f"{free / 1e6:,.1f} MB are free. Free some, or set CLIPMEM_RUNS to a folder on another disk."
-    )
+        warnings.warn(f"{found}. They are skipped.", stacklevel=5)
+    return pa.table({name: [getattr(row, name) for row in kept] for name in ("captions", *COLUMNS)})

@@ -12,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
-CAPTIONS = 5
 LONGEST = 20  # words and commas; CLIP's start and end tokens and a rare split word then fit in 24 tokens
 KEEP = (1.0, 0.9, 0.75, 0.5, 0.0)  # how likely each of the five people mentions each fact: from precise to vague
 
@@ -85,11 +84,7 @@ class Scene:
 
 
 def facts(scene: Scene) -> list[Fact]:
-    """All that can be said about a scene, 3 to 11 facts.
-
-    Shape and colour of every object, the relation of every companion, the ground; of the main object the texture,
-    unless it is plain, and the size, unless it is medium: nobody mentions these.
-    """
+    """All that can be said about a scene, 3 to 11 facts; that something is plain or medium, nobody says."""
     main = scene.things[0]
     found: list[Fact] = [("shape", 0), ("colour", 0), ("ground", 0)]
     found += [("texture", 0)] * (main.texture != "plain") + [("size", 0)] * (main.size != "medium")
@@ -99,22 +94,16 @@ def facts(scene: Scene) -> list[Fact]:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[float]]:
-    """Five different captions, in shuffled order, and the vagueness of each: 1 - stated facts / all facts.
-
-    Each states only what is true. One states everything (facts are left out only if that takes more than `LONGEST`
-    words), one nothing or only the ground, three are in between.
-    """
+    """Five different and true captions, in shuffled order, and the vagueness of each: 1 - stated facts / all facts."""
     everything = facts(scene)
-    captions: list[str] = []
-    vagueness: list[float] = []
+    vagueness: dict[str, float] = {}
     for keep in KEEP:
         said, text = _speak(scene, everything, keep, rng)
-        while text in captions:
+        while text in vagueness:
             said, text = _speak(scene, everything, keep, rng)
-        captions.append(text)
-        vagueness.append(1 - len(said) / len(everything))
-    order = rng.permutation(CAPTIONS)
-    return [captions[j] for j in order], [vagueness[j] for j in order]
+        vagueness[text] = 1 - len(said) / len(everything)
+    captions = [list(vagueness)[j] for j in rng.permutation(len(KEEP))]
+    return captions, [vagueness[text] for text in captions]
 
 
 def pick(options: Sequence[T], rng: np.random.Generator) -> T:
@@ -131,14 +120,10 @@ def _speak(scene: Scene, everything: list[Fact], keep: float, rng: np.random.Gen
     said = said or {pick([("shape", 0), ("colour", 0)], rng)}
     text = _sentence(scene, said, rng)
     for _ in range(20):  # other words may be shorter; if not, something has to go
-        if _length(text) <= LONGEST:
+        if len(text.split()) + text.count(",") <= LONGEST:
             return said, text
         text = _sentence(scene, said, rng)
     return _speak(scene, everything, 0.95 * keep, rng)
-
-
-def _length(text: str) -> int:
-    return len(text.split()) + text.count(",")
 
 
 def _vague(scene: Scene, rng: np.random.Generator) -> tuple[set[Fact], str]:

@@ -124,16 +124,12 @@ def _flower(u: Array, v: Array) -> Array:
     return np.minimum(np.hypot(rho * np.sin(angle), rho * np.cos(angle) - 0.6) - 0.4, rho - 0.5)
 
 
-def _star_corners() -> list[tuple[float, float]]:
-    turns = np.arange(10) * np.pi / 5
-    reach = np.where(np.arange(10) % 2 == 0, 1.12, 0.5)
-    return [(float(r * np.sin(t)), float(-r * np.cos(t))) for r, t in zip(reach, turns, strict=True)]
-
-
+TURNS = np.arange(10) * np.pi / 5
+STAR = [(r * np.sin(t), -r * np.cos(t)) for r, t in zip([1.12, 0.5] * 5, TURNS, strict=True)]
 SHAPES: dict[str, Draw] = {
     "circle": _circle(0, 0, 0.92),
     "square": _box(0, 0, 0.82, 0.82),
-    "star": _polygon(*_star_corners()),
+    "star": _polygon(*STAR),
     "heart": _heart,
     "triangle": _polygon((0, -0.95), (1.0, 0.78), (-1.0, 0.78)),
     "house": _polygon((0, -1), (1.05, -0.1), (0.75, -0.1), (0.75, 0.85), (-0.75, 0.85), (-0.75, -0.1), (-1.05, -0.1)),
@@ -164,7 +160,7 @@ def _mix(low: tuple[int, int, int], high: tuple[int, int, int], share: Array, rn
 
 
 def _grass(x: Array, y: Array, rng: np.random.Generator) -> Array:
-    blades = _noise(x, y, 13, 4, rng) * 0.4 + _noise(x, y, 3, 3, rng) * 0.15
+    blades = 0.4 * _noise(x, y, 13, 4, rng) + 0.15 * _noise(x, y, 3, 3, rng)
     return _mix((62, 120, 48), (150, 200, 88), 0.5 + blades, rng)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.progress import report
 from lib.scene_captions import COLOUR_WORDS, GROUND_WORDS, SHAPE_WORDS, Scene, Thing, describe
 from lib.scene_pictures import paint
 
@@ -27,31 +28,25 @@ TOWARDS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), 
 
 @dataclass(frozen=True)
 class Scenes:
-    """N captioned scenes: what `make_scenes` returns.
+    """N captioned scenes: what `make_scenes` returns."""
 
-    images: uint8 [N, 3, H, W], RGB. captions: N lists of 5 texts; columns are not sorted by vagueness.
-    labels: int64 [N], the shape of the main (largest) object, an index into label_names.
-    rarity: float32 [N] in [0, 1], the share of the world's scenes that are more common (see `_rarity_table`).
-    vagueness: float32 [N, 5] in [0, 1], the share of the scene's facts that the caption leaves out (see `describe`).
-    """
-
-    images: Array
-    captions: list[list[str]]
-    labels: Array
+    images: Array  # uint8 [N, 3, H, W], RGB
+    captions: list[list[str]]  # N lists of 5 texts, not sorted by vagueness
+    labels: Array  # int64 [N], the shape of the main (largest) object, an index into label_names
     label_names: tuple[str, ...]
-    rarity: Array
-    vagueness: Array
+    rarity: Array  # float32 [N] in [0, 1], the share of the world's scenes that are more common (see `_rarity_table`)
+    vagueness: Array  # float32 [N, 5] in [0, 1], the share of the scene's facts that the caption leaves out
 
 
 def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
     """The first `n` scenes of world `seed`, drawn `pixels` wide and high.
 
     Scene i is a function of (seed, i) only: a longer set starts with a shorter one, and another size shows the same
-    scenes with the same captions. Raises ValueError when n < 1, pixels < 16 or seed < 0.
+    scenes with the same captions. Raises ValueError when n < 1, pixels < 16 (too few to show a shape) or seed < 0.
     """
-    _require("n", n, 1, "ask for at least one scene")
-    _require("pixels", pixels, 16, "smaller pictures show no shapes; 32 is the default, 64 or more look better")
-    _require("seed", seed, 0, "take any non-negative number")
+    for name, value, least in (("n", n, 1), ("pixels", pixels, 16), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}: it is {value!r}.")
     images = np.empty((n, 3, pixels, pixels), np.uint8)
     captions, labels, rarity, vagueness = [], np.empty(n, np.int64), np.empty(n, np.float32), []
     for i in range(n):
@@ -61,12 +56,8 @@ def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
         captions.append(texts)
         vagueness.append(vague)
         images[i] = paint(scene, _arrange(scene, rng), pixels, rng)
+        report("drawing scenes", i + 1, n)
     return Scenes(images, captions, labels, SHAPES, rarity, np.array(vagueness, np.float32))
-
-
-def _require(name: str, value: int, least: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}: {remedy}.")
 
 
 # --- the world: which scenes there are, and how likely each is ---
@@ -90,12 +81,8 @@ P_GROUND = _given_shape(GROUNDS, [{USUAL[s][2]: 0.3} for s in SHAPES], 0.8)
 
 
 def _rarity_table() -> Array:
-    """Rarity [shape, colour, ground, texture] of every kind of main object on every ground.
-
-    The kind's surprise is -log p, with p = p(shape) p(colour | shape) p(ground | shape) p(texture). Its rarity is the
-    share of all scenes with less surprise (plus half of those with as much): near 0 for the most common, near 1 for the
-    rarest, evenly spread over scenes. It follows from the world's probabilities, whichever scenes were made.
-    """
+    """Rarity [shape, colour, ground, texture]: the share of the world's scenes that are more likely, plus half of those
+    as likely, with p = p(shape) p(colour | shape) p(ground | shape) p(texture). So it is evenly spread over scenes."""
     p = np.einsum("s,sc,sg,t->scgt", P_SHAPE, P_COLOUR, P_GROUND, P_TEXTURE)
     _, kind = np.unique(np.round(-np.log(p), 9), return_inverse=True)
     mass = np.bincount(kind.ravel(), weights=p.ravel())

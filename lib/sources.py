@@ -1,105 +1,123 @@
-"""Any Hugging Face `datasets` source: where it lies, whether it changed, and which columns hold what.
+"""Any Hugging Face `datasets` source: where it lies, which columns hold what, and its rows, decoded.
 
-`locate` is cheap and reads nothing of a source; `open_source` reads its description; lib/images.py decodes its rows.
+`locate` reads nothing of a source, `open_source` its description; the rows are decoded while they are taken.
 """
 
 import difflib
 import hashlib
+import io
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 PRESETS = {"flickr8k": "jxie/flickr8k"}
 CAPTION_NAMES = ("captions", "caption", "sentences_raw")  # in this order; then caption_0, caption_1, …
-SPLIT_ORDER = ("train", "validation", "valid", "val", "dev", "test")
+SPLIT_ORDER = ("train", "validation", "valid", "val", "dev", "test")  # then all others
 HUB_TIMEOUT = 10  # seconds until an unanswered hub counts as not reachable
+BATCH = 64  # rows in memory at a time
 
 
 class DataError(ValueError):
     """The data set cannot be used; the message names the file, row or column, what was expected, and what to do."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a data set lies. `identity` changes when the source does; it is "" for a hub that did not answer."""
+class Place(NamedTuple):
+    """Where a data set lies."""
 
     kind: str  # "scenes", "parquet", "folder" or "hub"
+    name: str  # short
     target: str  # absolute path, or hub name
-    identity: str = ""
+    identity: str = ""  # changes when the source does
     problem: str = ""  # why the hub did not answer
 
-    @property
-    def name(self) -> str:
-        return Path(self.target).stem if self.kind == "parquet" else Path(self.target).name
+
+class Row(NamedTuple):
+    """One row of a source. One that cannot be used has no image, and its problem is said."""
+
+    pair_id: int
+    image: np.ndarray | None  # uint8 [3, pixels, pixels]
+    captions: list[str]
+    label: int | None = None  # -1: this row has none, None: the whole source has none
+    rarity: float | None = None  # scenes only
+    vagueness: list[float] | None = None  # scenes only, one a caption
+    problem: str = ""
 
 
-@dataclass(frozen=True)
-class Source:
-    """An opened source: its splits in order, and the columns that were found."""
+class Source(NamedTuple):
+    """An opened source: all splits, in the order train, validation, test, others."""
 
-    place: Place
-    parts: tuple[Any, ...]  # datasets.Dataset or datasets.IterableDataset, image bytes not decoded
-    rows: int | None
-    image: str
-    captions: tuple[str, ...]
-    label: str  # "" where there is none
+    rows: Iterator[Row]
+    size: int | None  # number of rows, None: unknown
     label_names: tuple[str, ...]
+    columns: str = ""  # which were found, in words
 
 
 def locate(dataset: str) -> Place:
     """Find a data set by name or path without reading it. Raises DataError for a name or path that leads nowhere."""
     if dataset == "scenes":
-        return Place("scenes", "scenes", "scenes")
+        return Place("scenes", "scenes", "scenes", _digest(Path(__file__).parent.glob("scene*.py")))
     path = Path(dataset).expanduser()
     if dataset not in PRESETS and path.exists():
-        return _locate_local(path.resolve())
+        path = path.resolve()
+        if path.is_dir():
+            return Place("folder", path.name, str(path), _digest(path.rglob("*")))
+        if path.suffix == ".parquet":
+            return Place("parquet", path.stem, str(path), _digest([path]))
+        raise DataError(f"{path}: expected a .parquet file, or a folder of images with metadata.csv.")
     name = PRESETS.get(dataset, dataset)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not name.endswith(".parquet"):
         return _locate_on_hub(name)
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(dataset, ["scenes", *PRESETS], n=3, cutoff=0.5)
-    near += [str(path.parent / match) for match in difflib.get_close_matches(path.name, beside, n=3)]
+    near = difflib.get_close_matches(dataset, ["scenes", *PRESETS], cutoff=0.5)
+    near += [str(path.parent / match) for match in difflib.get_close_matches(path.name, beside)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise DataError(
-        f"data set '{dataset}' not found.{hint} Give scenes, {', '.join(PRESETS)}, a hub name (owner/name), "
-        f"or the path of a .parquet file or of an image folder with metadata.csv; looked for {path.absolute()}."
+        f"data set '{dataset}' not found.{hint} Give scenes, flickr8k, a hub name (owner/name), or the path of a "
+        f".parquet file or of an image folder with metadata.csv."
     )
 
 
-def _locate_local(path: Path) -> Place:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        states = [f"{file.relative_to(path)}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in files]
-        return Place("folder", str(path), hashlib.sha256("\n".join(states).encode()).hexdigest())
-    if path.suffix != ".parquet":
-        raise DataError(f"{path}: expected a .parquet file, or a folder of images with metadata.csv.")
-    return Place("parquet", str(path), f"{path.stat().st_size}|{path.stat().st_mtime_ns}")
+def _digest(files: Iterable[Path]) -> str:
+    states = [f"{file}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(files) if file.is_file()]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()
 
 
 def _locate_on_hub(name: str) -> Place:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    short = name.split("/")[1]
     try:
-        return Place("hub", name, HfApi().dataset_info(name, timeout=HUB_TIMEOUT).sha or "")
+        return Place("hub", short, name, HfApi().dataset_info(name, timeout=HUB_TIMEOUT).sha or "")
     except RepositoryNotFoundError as error:
         raise DataError(
-            f"'{name}' is neither a file or folder here ({Path(name).absolute()}) nor a data set that the Hugging Face "
-            f"hub shows to you. Check the spelling; a private one needs `hf auth login`."
+            f"'{name}' is no file or folder ({Path(name).absolute()}), and the Hugging Face hub shows you no such data "
+            f"set. Check the spelling; a private one needs `hf auth login`."
         ) from error
     except Exception as error:  # the hub's client raises what its HTTP library of the day raises
-        return Place("hub", name, problem=f"{type(error).__name__}: {first_line(error)}")
+        return Place("hub", short, name, problem=_said(error))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+# --- its description ---
 
 
 def open_source(
-    place: Place, image_column: str = "", caption_columns: tuple[str, ...] = (), stream: bool = False
+    place: Place, image_column: str, caption_columns: tuple[str, ...], pixels: int, stream: bool = False
 ) -> Source:
-    """Open a located source and find its columns; all splits, in the order train, validation, test, others.
+    """Open a located source and find its columns. `stream` keeps nothing of a hub source; files are always read so.
 
-    `stream` reads a hub source row by row and keeps nothing of it; files are always read so.
     Raises DataError when it cannot be read, or when a column is missing or of the wrong kind.
     """
     import datasets
@@ -107,23 +125,22 @@ def open_source(
     splits = _load_splits(place, stream)
     order = sorted(splits, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
     features = splits[order[0]].features
-    image = _find_image(place, features, image_column)
-    captions = _find_captions(place, features, caption_columns)
+    image, captions = _find_image(place, features, image_column), _find_captions(place, features, caption_columns)
     label = "label" if "int" in str(getattr(features.get("label"), "dtype", "")) else ""
-    columns = [image, *captions] + ([label] if label else [])
-    parts = [splits[name].select_columns(columns) for name in order]
-    if isinstance(features[image], datasets.Image):
+    parts = [splits[name].select_columns([image, *captions, *filter(None, [label])]) for name in order]
+    if isinstance(features[image], datasets.Image):  # decoded here, so that a broken image costs one row, not the set
         parts = [part.cast_column(image, datasets.Image(decode=False)) for part in parts]
-    names = tuple(getattr(features.get("label"), "names", None) or ()) if label else ()
-    return Source(place, tuple(parts), _count_rows(place, parts), image, captions, label, names)
+    rows = _rows(place, parts, lambda number, row: _decode(number, row, image, captions, label, pixels))
+    names = tuple(getattr(features.get(label), "names", None) or ())
+    return Source(rows, _size(place, parts), names, f"images in '{image}', captions in {', '.join(captions)}")
 
 
 def _load_splits(place: Place, stream: bool) -> dict[str, Any]:
     import datasets
 
-    if place.problem and not datasets.config.HF_HUB_OFFLINE:  # offline on purpose: datasets' own cache may hold it
-        raise _unreachable(place)
     try:
+        if place.problem and not datasets.config.HF_HUB_OFFLINE:  # offline on purpose: datasets' own cache may hold it
+            raise ConnectionError(place.problem)
         if place.kind == "parquet":
             return datasets.load_dataset("parquet", data_files=place.target, streaming=True)
         if place.kind == "folder":
@@ -133,37 +150,30 @@ def _load_splits(place: Place, stream: bool) -> dict[str, Any]:
         return datasets.load_dataset(place.target, revision=place.identity or None, streaming=stream)
     except Exception as error:  # pyarrow, pandas, fsspec, HTTP and datasets raise dozens of kinds here
         if place.problem:
-            raise _unreachable(place) from error
+            raise DataError(
+                f"the hub data set '{place.target}' cannot be reached ({place.problem}) and is not in the cache. "
+                f"Connect to the network once, or download its parquet file elsewhere and give that file's path."
+            ) from error
         raise DataError(
-            f"{place.target}: Hugging Face datasets cannot read it ({type(error).__name__}: {first_line(error)}). "
-            f"Expected a parquet file, an image folder with metadata.csv (columns file_name, caption), or a hub name."
+            f"{place.target}: Hugging Face datasets cannot read it ({_said(error)}). Expected a parquet file, "
+            f"an image folder with metadata.csv (columns file_name, caption), or a hub name."
         ) from error
 
 
-def _unreachable(place: Place) -> DataError:
-    return DataError(
-        f"the hub data set '{place.target}' cannot be reached ({place.problem}) and is not in the cache. Connect to "
-        f"the network once, or download its parquet file elsewhere and give that file's path as the data set."
-    )
-
-
 def _find_image(place: Place, features: dict[str, Any], wanted: str) -> str:
-    import datasets
-
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    name = wanted or next(iter([*found, *(name for name in ("image", "img") if name in features)]), "")
-    if name in features:
-        return name
+    typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    for name in [wanted] if wanted else [*typed, "image", "img"]:
+        if name in features:
+            return name
     raise DataError(
-        f"{place.target}: no image column{f' {wanted!r}' if wanted else ''}. Its columns are {', '.join(features)}. "
+        f"{place.target}: no image column {wanted}. Its columns are {', '.join(features)}. "
         f"Name the one that holds image files with Data(image_column=...)."
     )
 
 
-def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ...]) -> tuple[str, ...]:
+def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ...]) -> list[str]:
     numbered = sorted((name for name in features if re.fullmatch(r"caption_\d+", name)), key=lambda n: int(n[8:]))
-    named = [name for name in CAPTION_NAMES if name in features][:1]
-    columns = tuple(wanted) or tuple(named or numbered)
+    columns = list(wanted) or [name for name in CAPTION_NAMES if name in features][:1] or numbered
     missing = [name for name in columns if name not in features]
     if missing or not columns:
         folder = " An image folder needs a metadata.csv with file_name and caption." if place.kind == "folder" else ""
@@ -173,23 +183,68 @@ def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ..
             f"Data(caption_columns=('text',)).{folder}"
         )
     for name in columns:
-        inner = getattr(features[name], "feature", features[name])
-        if getattr(inner, "dtype", "") not in ("string", "large_string", "string_view", "null"):
+        text = getattr(features[name], "feature", features[name])  # a list has a feature
+        if getattr(text, "dtype", "") not in ("string", "large_string", "string_view", "null"):
             raise DataError(f"{place.target}: column '{name}' holds {features[name]}, expected text or lists of text.")
     return columns
 
 
-def _count_rows(place: Place, parts: list[Any]) -> int | None:
+def _size(place: Place, parts: list[Any]) -> int | None:
     if place.kind == "parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_metadata(place.target).num_rows
+        return pq.read_metadata(place.target).num_rows
     if place.kind == "folder":
-        return sum(1 for file in Path(place.target).rglob("*") if file.suffix.lower() in Image.registered_extensions())
-    counts = [part.num_rows for part in parts if hasattr(part, "num_rows")]
-    return sum(counts) if counts else None
+        return sum(file.suffix.lower() in Image.registered_extensions() for file in Path(place.target).rglob("*"))
+    return sum(part.num_rows for part in parts) if hasattr(parts[0], "num_rows") else None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its kind when it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+# --- its rows ---
+
+
+def _rows(place: Place, parts: list[Any], decode: Callable[[int, dict[str, Any]], Row]) -> Iterator[Row]:
+    """All rows, decoded on all cores; a row that cannot be used comes with its problem."""
+    raw, start = chain.from_iterable(parts), 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := _take(raw, place, start):
+            yield from pool.map(decode, range(start, start + len(batch)), batch)
+            start += len(batch)
+
+
+def _take(raw: Iterator[dict[str, Any]], place: Place, start: int) -> list[dict[str, Any]]:
+    try:
+        return list(islice(raw, BATCH))
+    except Exception as error:  # pyarrow's and the network's errors of many kinds
+        raise DataError(f"{place.target}: breaks off after row {start} ({_said(error)}). Copy it again.") from error
+
+
+def _decode(number: int, row: dict[str, Any], image: str, captions: list[str], label: str, pixels: int) -> Row:
+    values = [row[name] for name in captions]
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    if not texts:
+        return Row(number, None, [], problem=f"row {number}: no caption that is not empty")
+    cell, known = row[image], row[label] if label else None
+    try:
+        return Row(number, decode_image(cell, pixels), texts, -1 if label and known is None else known)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
+        file = f" ({cell['path']})" if isinstance(cell, dict) and cell.get("path") else ""
+        reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else _said(error)
+        return Row(number, None, texts, problem=f"row {number}{file}: {reason}")
+
+
+def decode_image(cell: Any, pixels: int) -> np.ndarray:
+    """uint8 [3, pixels, pixels] of an image cell ({"bytes", "path"}, bytes, or a path). Raises what Pillow raises.
+
+    The shorter side is resized to `pixels` (bicubic, antialiased), the centre kept; what is transparent becomes white.
+    """
+    content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+    if not content:
+        raise ValueError("there is no image")
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts off instead of scaling
+            image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        square = ImageOps.fit(image.convert("RGB"), (pixels, pixels), method=Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

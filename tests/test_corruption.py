@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from photo_sets import caption
 
-from lib.corruption import corrupt, derange, replace_words
+from lib.captions import corrupt, derange, replace_words
 from lib.data import DataError
 
 CAPTIONS = [[caption(i), caption(i, 1), caption(i, 2)] for i in range(300)]

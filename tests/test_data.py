@@ -11,11 +11,12 @@ import pytest
 from photo_sets import caption, columns, picture, write_parquet
 
 import lib.data
-import lib.images
 import lib.pairs
+import lib.sources
+from lib.captions import encode
 from lib.data import DataError, Pairs, distinct_rows, fit_sizes, load, prepare, split
 from lib.recipes import SUBSETS, Data
-from lib.tokens import encode
+from lib.scenes import make_scenes
 
 SIZES = {"shared": 50, "candidate": 60, "independent": 40, "external": 30, "disjoint": 20}
 
@@ -33,8 +34,8 @@ def photos(tmp_path_factory) -> str:
 def decoded(monkeypatch) -> list[int]:
     """One entry for every image that is decoded."""
     seen: list[int] = []
-    original = lib.images.decode_image
-    monkeypatch.setattr(lib.images, "decode_image", lambda cell, p: seen.append(p) or original(cell, p))
+    original = lib.sources.decode_image
+    monkeypatch.setattr(lib.sources, "decode_image", lambda cell, p: seen.append(p) or original(cell, p))
     return seen
 
 
@@ -69,11 +70,11 @@ def test_the_fingerprint_is_of_the_content(photos, tmp_path):
     assert load(Data(moved, pixels=8), tmp_path / "other").fingerprint != pairs.fingerprint
 
 
-@pytest.mark.parametrize("damage", ["images.npy", "table.parquet", "meta.json", "one byte"])
+@pytest.mark.parametrize("damage", ["images.bin", "table.parquet", "meta.json", "one byte"])
 def test_a_damaged_cache_is_decoded_again(photos, tmp_path, decoded, damage):
     pairs = load(Data(photos, pixels=8), tmp_path)
     folder = next(path for path in (tmp_path / "pairs").iterdir() if path.is_dir())
-    file = folder / ("images.npy" if damage == "one byte" else damage)
+    file = folder / ("images.bin" if damage == "one byte" else damage)
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content if damage == "one byte" else content[: len(content) // 2])
@@ -160,8 +161,8 @@ def test_prepare_from_a_file(photos, tmp_path):
 
 def test_tokens_are_those_of_open_clip_in_fewer_numbers(photos, tmp_path):
     ready = prepare(Data(photos, 8, **SIZES, context=16), tmp_path)
-    own = [own[c % len(own)] for own in ready.captions for c in range(2)]
-    whole = encode(own, 16).reshape(220, 2, 16)
+    own = [[own[c % len(own)]] for own in ready.captions for c in range(2)]
+    whole = encode(own, 1, 16).reshape(220, 2, 16)
     length = ready.tokens.shape[2]
     assert np.array_equal(ready.token_ids[ready.tokens], whole[:, :, :length]) and not whole[:, :, length:].any()
     assert whole[:, :, length - 1].any() and ready.token_ids[0] == 0 and (np.diff(ready.token_ids) > 0).all()
@@ -181,9 +182,29 @@ def test_long_captions_are_cut_and_keep_their_end(tmp_path):
     assert (ready.token_ids[ready.tokens[:, 0, -1]] == 49407).all()
 
 
+def test_scenes_are_drawn_once_and_again_when_their_code_changes(tmp_path, monkeypatch):
+    data, drawn, place = Data("scenes", 16, **SIZES), [], lib.data.locate("scenes")
+    monkeypatch.setattr(lib.data, "make_scenes", lambda n, *how: drawn.append(n) or make_scenes(n, *how))
+    first, again = load(data, tmp_path), load(data, tmp_path)
+    assert drawn == [200] and first.fingerprint == again.fingerprint and first.label_names == again.label_names
+    for name in ("images", "labels", "rarity", "vagueness", "pair_ids"):
+        ours, kept = getattr(first, name), getattr(again, name)
+        assert np.array_equal(ours, kept) and ours.dtype == kept.dtype
+    monkeypatch.setattr(lib.data, "locate", lambda _: place._replace(identity="changed"))
+    assert load(data, tmp_path).fingerprint == first.fingerprint and drawn == [200, 200]
+
+
+def test_threads_may_prepare_the_same_set_at_once(photos, tmp_path):
+    data = Data(photos, 8, **SIZES, context=16)
+    with ThreadPoolExecutor(4) as pool:
+        ready = list(pool.map(lambda _: prepare(data, tmp_path), range(4)))
+    assert all(np.array_equal(one.tokens, ready[0].tokens) for one in ready)
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
 def test_scenes_carry_their_truth(tmp_path, monkeypatch):
     def fake(n, pixels, seed):
-        images = np.stack([lib.images.decode_image(picture(i), pixels) for i in range(n)])
+        images = np.stack([lib.sources.decode_image(picture(i), pixels) for i in range(n)])
         captions = [[caption(i), caption(i, 1)] for i in range(n)]
         rarity = np.linspace(0, 1, n, dtype=np.float32)
         vagueness = np.stack([rarity, 1 - rarity], axis=1)

@@ -16,8 +16,8 @@ from photo_sets import caption, columns, picture, write_parquet
 from PIL import Image
 
 from lib.data import DataError, check, load
-from lib.images import decode_image
 from lib.recipes import Data
+from lib.sources import decode_image
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"

@@ -1,17 +1,20 @@
-"""Captions made wrong on purpose, with the truth kept: the ground truth that the paper did not have.
+"""What happens to captions: some are made wrong on purpose, with the truth kept, and then all become numbers.
 
 A `wrong` pair gets all captions of another wrong pair; a `dosed` pair keeps its captions, with a part of their words
 replaced by words of another dosed pair's captions. Both take donors by a derangement: nobody is their own donor, every
 caption list of the group is used once, and a donor never has a text of the receiver's own.
 """
 
+import os
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
+from lib.pairs import Pairs
 from lib.sources import DataError
 
 DOSES = (0.25, 0.5, 0.75)  # share of words replaced, in equal thirds of the dosed pairs
@@ -28,16 +31,9 @@ class Corruption:
 
 
 def corrupt(captions: list[list[str]], candidates: np.ndarray, wrong: float, dosed: float, seed: int) -> Corruption:
-    """Corrupt a share of the candidate rows.
+    """Corrupt the shares `wrong` and `dosed` of the candidate rows; `seed` chooses rows, donors and words.
 
-    Args:
-        captions: of all N pairs; rows that are not candidates stay as they are.
-        candidates: rows, int [n].
-        wrong, dosed: shares of the candidates, in [0, 1], together at most 1.
-        seed: of the choice of rows, donors and words.
-
-    Raises:
-        DataError: the shares are impossible, a group has one pair only, or its captions are too much alike.
+    Raises DataError: the shares are impossible, a group has one pair only, or its captions are too much alike.
     """
     if min(wrong, dosed) < 0 or wrong + dosed > 1:
         raise DataError(f"wrong={wrong} and dosed={dosed} are shares of the candidates: each >= 0, together at most 1.")
@@ -53,17 +49,20 @@ def corrupt(captions: list[list[str]], candidates: np.ndarray, wrong: float, dos
     changed = list(captions)
     for row in groups["wrong"]:
         changed[row] = captions[donor[row]]
-    words = list(dict.fromkeys(_words(chain.from_iterable(captions[row] for row in groups["dosed"]))))
+    everyones = list(dict.fromkeys(_words(text for row in groups["dosed"] for text in captions[row])))
     for row in groups["dosed"]:
-        changed[row] = _dosed(captions[row], captions[donor[row]], words, dose[row], rng)
+        given = captions[donor[row]]
+        changed[row] = [
+            replace_words(text, (_words([given[c % len(given)]]), _words(given), everyones), dose[row], rng)
+            for c, text in enumerate(captions[row])
+        ]
     return Corruption(changed, kind, dose, donor)
 
 
 def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A donor for each of `rows`: a permutation of `rows` in which no donor shares a text with its receiver.
 
-    Starts from a random permutation and exchanges the donors of a clashing row and a random other row where that
-    helps both. Raises DataError when no exchange helps.
+    In a random one, clashing rows exchange donors with a random other row where that helps both, else DataError.
     """
     texts = {row: {" ".join(text.casefold().split()) for text in captions[row]} for row in rows.tolist()}
     donors = rng.permutation(rows)
@@ -76,8 +75,8 @@ def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generato
                 break
         else:
             raise DataError(
-                f"row {row} finds no other pair among {len(rows)} whose captions all differ from its own, so none can "
-                f"be given to it. Use more candidates, another seed, or data with more varied captions."
+                f"row {row} finds no other pair among {len(rows)} whose captions all differ from its own. "
+                f"Use more candidates, another seed, or data with more varied captions."
             )
     return donors
 
@@ -99,11 +98,6 @@ def replace_words(caption: str, pools: Sequence[Sequence[str]], share: float, rn
     return " ".join(parts)
 
 
-def _dosed(own: list[str], donor: list[str], group: list[str], share: float, rng: np.random.Generator) -> list[str]:
-    pools = [(_words([donor[c % len(donor)]]), _words(donor), group) for c in range(len(own))]
-    return [replace_words(text, choice, share, rng) for text, choice in zip(own, pools, strict=True)]
-
-
 def _words(texts: Iterable[str]) -> list[str]:
     return [word for text in texts for word in text.split() if _core(word)]
 
@@ -111,3 +105,51 @@ def _words(texts: Iterable[str]) -> list[str]:
 def _core(word: str) -> str:
     """A word as compared: without case and punctuation."""
     return re.sub(r"\W+", "", word.casefold())
+
+
+# --- numbers ---
+
+
+def encode(captions: list[list[str]], width: int, context: int) -> np.ndarray:
+    """open_clip's ids, int32 [N, width, context], 0 = padding; a longer text is cut and keeps its end token.
+
+    Pairs with fewer than `width` captions repeat theirs in turn.
+    """
+    from open_clip import get_tokenizer  # takes seconds to import
+
+    texts = [own[c % len(own)] for own in captions for c in range(width)]
+    ids = get_tokenizer("ViT-B-32")(texts, context_length=context).numpy() if texts else np.zeros(0)
+    return ids.astype(np.int32).reshape(len(captions), width, context)
+
+
+def tokenize(pairs: Pairs, changed: list[list[str]], context: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 [N, C, L] of the `changed` captions of `pairs`, and token_ids int64 [V]: open_clip's id of each.
+
+    open_clip's 49,408 words would take most of a small model's memory and time. Keeping only those that occur, before
+    or after the change (so that the split makes no difference), in their order, is the same function: 0 stays padding
+    and the end token stays the largest id, which is where CLIP reads the text. L is the longest text.
+    """
+    original = _encode_kept(pairs, context, cache)
+    ids = original.copy()
+    rows = [row for row, (old, new) in enumerate(zip(pairs.captions, changed, strict=True)) if old != new]
+    ids[rows] = encode([changed[row] for row in rows], ids.shape[1], context)
+    length = int(np.flatnonzero(ids.any(axis=(0, 1)))[-1]) + 1
+    token_ids = np.unique(np.concatenate([[0], original.ravel(), ids.ravel()])).astype(np.int64)
+    return np.searchsorted(token_ids, ids[:, :, :length]).astype(np.int32), token_ids
+
+
+def _encode_kept(pairs: Pairs, context: int, cache: Path) -> np.ndarray:
+    """Tokens of the captions as loaded; a file keeps them, because 40,000 captions take 4 seconds."""
+    file = cache / "tokens" / f"{pairs.fingerprint[:32]}-{context}.npy"
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError):  # absent or damaged
+        ids = encode(pairs.captions, max(len(own) for own in pairs.captions), context)
+    part = file.with_name(f"{uuid.uuid4().hex}.npy")  # threads and processes may all be here at once
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(part, ids)
+        os.replace(part, file)
+    except OSError:  # nothing is lost without it but seconds
+        part.unlink(missing_ok=True)
+    return ids
