@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from lib.recipes import SCALES, VERSION, Data, Recipe, at_scale, f_and_g, key, slug
 
-NUMERICS = ("memorization", "models", "train", "recipes")
+NUMERICS = ("captions", "data", "memorization", "models", "recipes", "train")
 
 
 def test_key_ignores_where_the_data_lie():
