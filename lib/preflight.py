@@ -55,7 +55,7 @@ def parse(words: list[str]) -> Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--only", default="")
     which.add_argument("--from", dest="start", default="")
-    parser.add_argument("--seeds", type=_positive, default=0)  # 0: the scale's own number
+    parser.add_argument("--seeds", type=_positive, default=0)  # 0: the notebook's own number
     flags = ["--force", "--keep-going", "--list", "--lab"]
     for flag in flags:
         parser.add_argument(flag, action="store_true")
