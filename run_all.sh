@@ -90,8 +90,7 @@ make_with_venv() {
   torch="$("$1" "$root/lib/environment.py" torch)"
   if [ -n "$torch" ]; then
     say "Keeping the torch of $1."
-    "$venv/bin/python" -c 'import sys, sysconfig
-open(sysconfig.get_paths()["purelib"] + "/torch_of_this_machine.pth", "w").write(sys.argv[1] + "\n")' "$torch"
+    "$venv/bin/python" "$root/lib/environment.py" keep "$torch"
   fi
 }
 
@@ -146,7 +145,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 case "$0" in */*) export CLIPMEM_COMMAND="$0" ;; *) export CLIPMEM_COMMAND="./$0" ;; esac
 if ! environment="$(find_environment)"; then
   # A misspelt option is told before an installation of minutes.
-  if [ "${1:-}" != --test ] && starter="$(find_python)"; then "$starter" -P -m lib.options "$@" || exit; fi
+  if [ "${1:-}" != --test ] && starter="$(find_python)"; then "$starter" -P -m lib.preflight "$@" || exit; fi
   make_environment
   environment="$venv/bin/python"
 fi

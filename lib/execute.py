@@ -1,181 +1,126 @@
-"""Run one notebook in a process of its own, and decide whether it is done.
+"""Run one notebook with papermill, and decide whether it is done.
 
 papermill writes `completed` on the cells of a killed kernel, and `SystemExit(0)` in a cell counts as success for it. So
 a notebook counts as done only when papermill raised nothing, every code cell ran in order, the results file of this
 very run is there, and so is every figure that it names.
-
-    python -m lib.execute JOB.json      what `start` starts
 """
 
 import contextlib
 import json
 import os
-import re
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-ROOT = Path(__file__).resolve().parent.parent
 TAIL = 14  # lines of a traceback or a log that are shown
-KERNEL = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
 
 
 @dataclass(frozen=True)
-class Job:
-    """One notebook to run. `folder` gets the executed notebook, its log, its report and its progress."""
+class Place:
+    """Where the files of a notebook lie. `name` is `<dataset>-<scale>`."""
 
-    notebook: str
-    folder: str
-    results: str
-    runs: str
-    project: str
-    run_id: str
-    parameters: dict[str, Any]
+    project: Path
+    runs: Path
+    name: str
 
-    def file(self, ending: str) -> Path:
-        """Return the file of this notebook with an ending: .ipynb, .html, .log, .progress.json, .error.json."""
-        return Path(self.folder) / (Path(self.notebook).stem + ending)
+    def file(self, notebook: Path, ending: str) -> Path:
+        """Return what a run leaves of a notebook: .ipynb as executed, .html, .log, .progress.json."""
+        return self.runs / "executed" / self.name / (notebook.stem + ending)
 
-
-def kernel_folder(runs: Path) -> str:
-    """Write a kernel `python3` that is this very Python and return the folder to put on JUPYTER_PATH.
-
-    A kernel of that name in the user's home may belong to another Python, and would win otherwise.
-    """
-    folder = runs / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kernel.json").write_text(json.dumps({**KERNEL, "display_name": "Python 3 (ipykernel)"}))
-    return str(runs / "jupyter")
+    def results(self, notebook: Path) -> Path:
+        """Return the file that a notebook writes as its last act: {run_id, notebook, findings, figures}."""
+        return self.runs / "results" / self.name / f"{notebook.stem}.json"
 
 
-def environ(runs: Path) -> dict[str, str]:
-    """Return the environment variables in which notebooks find `lib`, the folder of runs and this Python."""
-    paths = {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": kernel_folder(runs)}
-    joined = {name: os.pathsep.join([path, *filter(None, [os.environ.get(name)])]) for name, path in paths.items()}
-    return {**os.environ, **joined, "CLIPMEM_RUNS": str(runs), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+def execute(place: Place, notebook: Path, parameters: dict[str, Any], run_id: str) -> list[str]:
+    """Run a notebook. Return nothing if it is done, else what happened: a sentence, then the last lines behind it."""
+    for ending in (".ipynb", ".html", ".progress.json"):
+        place.file(notebook, ending).unlink(missing_ok=True)
+    _prepare_kernel(place, notebook, run_id)
+    with place.file(notebook, ".log").open("w") as log, _stderr_in(log):
+        trouble = _run(place, notebook, parameters, log)
+        if not trouble:
+            _report(place, notebook)
+    return trouble or [f"not done: {text}." for text in shortcomings(place, notebook, run_id)]
 
 
-def start(job: Job) -> subprocess.Popen:
-    """Start a job. It ends by itself when this process does, and takes its kernel with it."""
-    Path(job.folder).mkdir(parents=True, exist_ok=True)
-    for ending in (".ipynb", ".html", ".progress.json", ".error.json"):
-        job.file(ending).unlink(missing_ok=True)
-    job.file(".job.json").write_text(json.dumps(asdict(job)))
-    own = {"CLIPMEM_RUN_ID": job.run_id, "CLIPMEM_PROGRESS": str(job.file(".progress.json"))}
-    with job.file(".log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "lib.execute", str(job.file(".job.json"))],
-            env={**environ(Path(job.runs)), **own},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches run_all.sh only, which then ends this process
-        )
+def _prepare_kernel(place: Place, notebook: Path, run_id: str) -> None:
+    """Set the environment variables that the kernel inherits. ipykernel ends by itself when this process is gone."""
+    os.environ["CLIPMEM_RUNS"] = str(place.runs)
+    os.environ["CLIPMEM_RUN_ID"] = run_id
+    os.environ["CLIPMEM_PROGRESS"] = str(place.file(notebook, ".progress.json"))
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
 
 
-def _end_with(parent: int) -> None:
-    """End this process once its parent is gone, even killed; the kernel watches this process in the same way."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+@contextlib.contextmanager
+def _stderr_in(log: TextIO) -> Iterator[None]:
+    """Send standard error to the log, also what the kernel writes before it can report it, or while it crashes."""
+    terminal = os.dup(2)
+    os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
-def execute(job: Job) -> int:
-    """Run the notebook with papermill, here and now; write .error.json and return 1 if it raises, else the report."""
-    from papermill import PapermillExecutionError, execute_notebook
+def _run(place: Place, notebook: Path, parameters: dict[str, Any], log: TextIO) -> list[str]:
+    """Run the notebook with papermill, all that it prints in the log; return why it failed, or nothing."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from nbconvert.filters import strip_ansi
 
-    error: dict[str, Any] = {}
-    with job.file(".log").open("a") as log:
-        try:
-            execute_notebook(
-                job.notebook,
-                str(job.file(".ipynb")),
-                parameters=job.parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                stdout_file=log,
-                stderr_file=log,
-                cwd=str(Path(job.notebook).parent),
-            )
-        except PapermillExecutionError as failure:
-            text = " ".join(f"{failure.ename}: {failure.evalue}".split())
-            lines = plain("\n".join(failure.traceback)).splitlines()
-            error = {"cell": failure.exec_count, "text": text, "trace": [line for line in lines if line.strip()]}
-        except Exception as failure:  # a dead kernel, a full disk, a notebook that is not JSON: all end this notebook
-            error = {"text": f"{type(failure).__name__}: {failure}", "trace": []}
-    if error:
-        print(error["text"], *error["trace"], sep="\n", file=sys.stderr)
-        job.file(".error.json").write_text(json.dumps(error))
-        return 1
-    report(job)
-    return 0
+    source, target = str(notebook), str(place.file(notebook, ".ipynb"))
+    options = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log, "stderr_file": log}
+    try:
+        papermill.execute_notebook(source, target, parameters, cwd=str(notebook.parent), **options)
+    except papermill.PapermillExecutionError as error:
+        lines = strip_ansi("\n".join(error.traceback)).splitlines()
+        print(*lines, sep="\n", file=log)
+        sentence = " ".join(f"cell [{error.exec_count}]: {error.ename}: {error.evalue}".split())
+        return [_plainly(sentence), *[line for line in lines if line.strip()][-TAIL:]]
+    except DeadKernelError:
+        return ["the kernel died: killed, or out of memory.", *Path(log.name).read_text().splitlines()[-TAIL:]]
+    except Exception as error:  # a full disk, a kernel that does not start: all end this notebook
+        traceback.print_exc()
+        return [_plainly(f"{type(error).__name__}: {error}")]
+    return []
 
 
-def report(job: Job) -> None:
+def _plainly(error: str) -> str:
+    if "No space left on device" in error:
+        return f"the disk is full. Free some space and continue; what is trained stays. ({error})"
+    return error
+
+
+def _report(place: Place, notebook: Path) -> None:
     """Write the executed notebook as HTML, its images inside. A failure is logged: the notebook is done without."""
     from nbconvert import HTMLExporter
 
     try:
-        resources = {"metadata": {"path": str(Path(job.notebook).parent), "name": Path(job.notebook).stem}}
-        text, _ = HTMLExporter(embed_images=True).from_filename(str(job.file(".ipynb")), resources=resources)
-        job.file(".html").write_text(text)
-    except Exception as failure:
-        print(f"The HTML report could not be written: {type(failure).__name__}: {failure}", file=sys.stderr)
+        resources = {"metadata": {"path": str(notebook.parent), "name": notebook.stem}}
+        executed = str(place.file(notebook, ".ipynb"))
+        text, _ = HTMLExporter(embed_images=True).from_filename(executed, resources=resources)
+        place.file(notebook, ".html").write_text(text)
+    except Exception:
+        traceback.print_exc()
 
 
-def plain(text: str) -> str:
-    """Return text without terminal colours."""
-    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
-
-
-def shortcomings(job: Job) -> list[str]:
+def shortcomings(place: Place, notebook: Path, run_id: str) -> list[str]:
     """Return why a notebook that raised nothing is not done after all; empty if it is."""
-    cells = json.loads(job.file(".ipynb").read_text())["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
-    counts = [cell["execution_count"] for cell in code]
-    found = []
+    cells = json.loads(place.file(notebook, ".ipynb").read_text())["cells"]
+    counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
     if counts != list(range(1, len(counts) + 1)):
-        last = max((count for count in counts if count), default=0)
-        found.append(f"it stopped at cell [{last}] of {len(counts)} without an error: exit() in a cell? a lost kernel?")
-    results = read_results(Path(job.results))
-    if results is None:
-        found.append(f"it did not write its results file {job.results}")
-    elif results.get("run_id") != job.run_id:
-        found.append(f"the results file {job.results} is from an earlier run")
-    else:
-        missing = [name for name in results.get("figures", []) if not (Path(job.project) / name).is_file()]
-        found += [f"the figure {name} is declared, and not there" for name in missing]
-    return found
-
-
-def read_results(path: Path) -> dict | None:
-    """Return a results file ({run_id, notebook, findings, figures}), or None where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        results = json.loads(path.read_text())
-        return results if isinstance(results, dict) else None
-    return None
-
-
-def failure(job: Job, status: int) -> list[str]:
-    """Return nothing if the job is done, else what happened: one sentence, then the last lines that explain it."""
-    if status == 0:
-        return [f"not done: {text}." for text in shortcomings(job)]
-    log = plain(job.file(".log").read_text(errors="replace")).splitlines()
-    error = read_results(job.file(".error.json"))
-    if error is None:
-        return [f"its process ended with status {status} (killed? out of memory?).", *log[-TAIL:]]
-    text = error["text"]
-    if text.startswith("DeadKernelError"):
-        return ["the kernel died: killed, or out of memory.", *log[-TAIL:]]
-    if "No space left on device" in text:
-        text = f"the disk is full. Free some space and continue; what is trained stays. ({text})"
-    return [text, *(error["trace"] or log)[-TAIL:]]
-
-
-if __name__ == "__main__":
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    sys.exit(execute(Job(**json.loads(Path(sys.argv[1]).read_text()))))
+        last = max(count or 0 for count in counts)
+        return [f"it stopped at cell [{last}] of {len(counts)} without an error: exit() in a cell? a lost kernel?"]
+    path = place.results(notebook)
+    if not path.is_file():
+        return [f"it did not write its results file {path}"]
+    results = json.loads(path.read_text())
+    if results["run_id"] != run_id:
+        return [f"the results file {path} is from an earlier run"]
+    missing = [name for name in results["figures"] if not (place.project / name).is_file()]
+    return [f"the figure {name} is declared, and not there" for name in missing]

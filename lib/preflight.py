@@ -1,22 +1,29 @@
-"""What is checked before anything runs: versions, disk, memory, accelerator, data set, the notebooks' parameters."""
+"""What run_all.sh was asked for, and whether it can be done: its options, and the checks before anything runs.
 
-import ast
+python -m lib.preflight OPTIONS      exit status 2 and a message for an option that does not exist
+
+What is imported at the top is in every Python: run_all.sh asks about a misspelt option before it installs anything.
+"""
+
 import contextlib
+import difflib
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from lib import environment
-from lib.options import Options, nearest
+from lib.recipes import SCALES
 
 # (disk, memory) in GB that a scale needs: runs kept with checkpoints, and what is resident while training
 NEEDS = {"smoke": (0.5, 1), "laptop": (2, 2), "gpu": (10, 8), "paper": (100, 24)}
 ON_ACCELERATOR = ("gpu", "paper")
-TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "str": (str,), "float": (int, float), "bool": (bool,)}
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,54 @@ class Check:
     text: str
 
 
-def preflight(options: Options, notebooks: list[Path], runs: Path) -> Iterator[Check]:
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return ` Did you mean NAME?` for the name that looks most like `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise ArgumentTypeError(f"expected a whole number from 1 on, found {word!r}.")
+    return int(word)
+
+
+def parse(words: list[str]) -> Namespace:
+    """Return the options of a command line; ends the program with status 2 and a message if one does not exist."""
+    parser = ArgumentParser("run_all.sh", "./run_all.sh --help", add_help=False, allow_abbrev=False)
+    parser.add_argument("scale", nargs="?", default="laptop")
+    parser.add_argument("--dataset", default="scenes")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", default="")
+    which.add_argument("--from", dest="start", default="")
+    parser.add_argument("--seeds", type=_positive, default=0)  # 0: the notebook's own number
+    flags = ["--force", "--keep-going", "--list", "--lab"]
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
+    values, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = ["--dataset", "--only", "--from", "--seeds", *flags, "--test", "--help"]
+        parser.error(f"{unknown[0]!r} is not an option.{nearest(unknown[0].split('=')[0], known)}")
+    if values.scale not in SCALES:
+        parser.error(f"no scale is called {values.scale!r}: {', '.join(SCALES)}.{nearest(values.scale, SCALES)}")
+    return values
+
+
+def command(options: Namespace, notebook: str, name: str = "./run_all.sh") -> str:
+    """Return the command line that does `options` from this notebook (its number or stem) on."""
+    words = [name, options.scale]
+    if options.dataset != "scenes":
+        words += ["--dataset", options.dataset]
+    words += ["--only" if options.only else "--from", notebook]
+    if options.seeds:
+        words += ["--seeds", str(options.seeds)]
+    words += ["--force"] * options.force + ["--keep-going"] * options.keep_going
+    return shlex.join(words)
+
+
+def checks(options: Namespace, notebooks: list[Path], runs: Path) -> Iterator[Check]:
     """Yield the checks one by one, cheapest first."""
-    yield parameters(notebooks, wanted(options))
+    yield parameters(options, notebooks)
     yield disk(runs, options.scale)
     yield memory(options.scale)
     yield data_set(options.dataset, runs)
@@ -40,25 +92,23 @@ def preflight(options: Options, notebooks: list[Path], runs: Path) -> Iterator[C
 
 def versions() -> Check:
     """Check every pin of environment.yml."""
-    found = environment.problems_here()
-    here = f"Python {sys.version.split()[0]}, torch {environment.installed('torch')}"
-    if found:
+    if found := environment.problems_here():
         return Check("versions", False, f"{'; '.join(found)}. ./run_all.sh makes an environment that fits.")
+    here = f"Python {sys.version.split()[0]}, torch {environment.installed('torch')}"
     return Check("versions", True, f"{here}, {len(environment.pins())} packages as environment.yml lists them")
 
 
 def disk(runs: Path, scale: str) -> Check:
     """Check that the folder of runs can be written and has room."""
+    need, advice = NEEDS[scale][0], "Set CLIPMEM_RUNS to a folder on another disk."
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(runs).free / 1e9
+        TemporaryFile(dir=runs).close()
     except OSError as error:
-        return Check("disk", False, f"{runs} cannot be made ({error.strerror}). Set CLIPMEM_RUNS to another folder.")
-    if not os.access(runs, os.W_OK):
-        return Check("disk", False, f"{runs} cannot be written. Set CLIPMEM_RUNS to another folder.")
-    need = NEEDS[scale][0]
-    advice = "" if free >= need else ". Free some, or set CLIPMEM_RUNS to another disk."
-    return Check("disk", free >= need, f"{free:.1f} GB free for {runs}, {scale} needs {need} GB{advice}")
+        return Check("disk", False, f"{runs} cannot be written ({error.strerror}). {advice}")
+    free = shutil.disk_usage(runs).free / 1e9
+    text = f"{free:.1f} GB free for {runs}, {scale} needs {need} GB"
+    return Check("disk", free >= need, text if free >= need else f"{text}. {advice}")
 
 
 def memory(scale: str) -> Check:
@@ -99,59 +149,42 @@ def data_set(dataset: str, runs: Path) -> Check:
         return Check("data set", False, str(error))
 
 
-def wanted(options: Options) -> dict[str, Any]:
-    """Return the parameters to give to each notebook: scale and dataset always, the others where they were given."""
-    optional = {"seeds": options.seeds, "force": options.force}
-    extra = {name: value for name, value in optional.items() if value}
-    return {"scale": options.scale, "dataset": options.dataset, **extra}
-
-
-def declared(notebook: Path) -> dict[str, dict]:
-    """Return the parameters of the notebook's cell tagged `parameters`: name -> inferred_type_name, default, help."""
+def declared(notebook: Path) -> dict[str, str]:
+    """Return the parameters in the notebook's cell tagged `parameters`: name -> annotated type ("None" without one)."""
     from papermill import inspect_notebook
 
-    return inspect_notebook(str(notebook))
+    return {name: entry["inferred_type_name"] for name, entry in inspect_notebook(str(notebook)).items()}
 
 
-def given(notebook: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the asked parameters that this notebook takes; seeds and force only where it declares them."""
-    names = declared(notebook)
-    return {name: value for name, value in asked.items() if name in names or name in ("scale", "dataset")}
+def given(options: Namespace, notebook: Path) -> dict[str, Any]:
+    """Return the parameters for a notebook: scale and dataset; seeds and force if asked for and declared there."""
+    asked = {name: getattr(options, name) for name in ("seeds", "force") if getattr(options, name)}
+    there = declared(notebook)
+    return {"scale": options.scale, "dataset": options.dataset} | {n: asked[n] for n in asked if n in there}
 
 
 def complaints(notebook: Path, values: dict[str, Any]) -> list[str]:
     """Return why these parameters do not fit the notebook: unknown names (papermill only warns) and wrong types."""
-    names = declared(notebook)
+    kinds = declared(notebook)
     found = []
     for name, value in values.items():
-        if name not in names:
-            there = ", ".join(names) or "none: it has no cell tagged `parameters`"
-            found.append(f"{notebook.name} has no parameter {name!r} (it has {there}).{nearest(name, names)}")
-            continue
-        kind = str(names[name]["inferred_type_name"])
-        expected = TYPES.get(kind)
-        if expected and (not isinstance(value, expected) or (kind != "bool" and isinstance(value, bool))):
-            found.append(f"{notebook.name}: {name} is {kind} there, and was given {value!r}.")
-    return found + [text for name, entry in names.items() if (text := _bad_default(notebook, name, entry))]
+        if name not in kinds:
+            found.append(f"{notebook.name} has no parameter {name!r}: {', '.join(kinds)}.{nearest(name, kinds)}")
+        elif kinds[name] not in (type(value).__name__, "None"):
+            found.append(f"{notebook.name}: {name} is {kinds[name]} there, and was given {value!r}.")
+    return found
 
 
-def _bad_default(notebook: Path, name: str, entry: dict) -> str:
-    """Return what is wrong with a declared parameter: not a plain literal, or not of its annotated type."""
-    try:
-        value = ast.literal_eval(str(entry["default"]))
-    except (ValueError, SyntaxError):
-        return f"{notebook.name}: {name} = {entry['default']} is not a plain literal."
-    expected = TYPES.get(str(entry["inferred_type_name"]))
-    fits = expected is None or isinstance(value, expected)
-    return "" if fits else f"{notebook.name}: {name} should be {entry['inferred_type_name']}, and is {value!r}."
-
-
-def parameters(notebooks: list[Path], asked: dict[str, Any]) -> Check:
+def parameters(options: Namespace, notebooks: list[Path]) -> Check:
     """Check that every notebook takes the parameters it will be given."""
     found = []
     for notebook in notebooks:
         try:
-            found += complaints(notebook, given(notebook, asked))
+            found += complaints(notebook, given(options, notebook))
         except (ValueError, KeyError, AttributeError) as error:
             found.append(f"{notebook} cannot be read as a notebook: {str(error)[:200]}")
     return Check("notebooks", not found, " ".join(found) or f"{len(notebooks)} with valid parameters")
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:])
