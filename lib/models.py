@@ -1,7 +1,7 @@
 """open_clip models from the JSON configs of `lib/models/`, and the forward pass used here.
 
-The forward pass is open_clip's function with what the loss never reads left out: padding behind the longest caption of
-the batch, and in each tower's last block every position but the pooled one. A test holds it against open_clip's.
+The forward pass is open_clip's function with what the loss never reads left out: most of the padding, and in
+each tower's last block every position but the pooled one. A test holds it against open_clip's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
 CONFIGS = Path(__file__).parent / "models"
+GROUPS = 4  # measured: on two cores a fifth more pairs a second than one group, eight are no faster
 _building = Lock()  # the initial weights come from torch's global generator, which threads share
 
 
@@ -104,7 +105,20 @@ def encode_image(model: CLIP, images: Tensor) -> Tensor:
 
 
 def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
-    """Unit-length text embeddings `[N, D]` of compact tokens `[N, L]`, L at most the model's context."""
+    """Unit-length text embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the model's context.
+
+    Padding behind the end token changes nothing. On CUDA, where one shape for all batches is faster, it stays; else the
+    captions are worked on in GROUPS of like length, each cut to its longest.
+    """
+    if tokens.device.type == "cuda":
+        return _encode_text(model, tokens)
+    lengths = (tokens > 0).sum(dim=1)
+    order = lengths.argsort(stable=True)
+    groups = [_encode_text(model, tokens[rows, : int(lengths[rows].max())]) for rows in order.chunk(GROUPS)]
+    return torch.cat(groups)[order.argsort()]
+
+
+def _encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
     end = tokens.argmax(dim=1)  # the end token has the largest id
     x = _tower(model.transformer.resblocks, x, pooled=end, causal=True)

@@ -39,7 +39,6 @@ class Resident:
     images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which may be memory-mapped
     rows: Tensor  # [P], where the pairs lie in `images`
     tokens: Tensor  # [P, L]
-    lengths: np.ndarray  # [P], tokens of each caption; always on the CPU
 
 
 def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resident:
@@ -54,7 +53,7 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
         )
         for start in range(0, len(rows), 1024):  # in parts: a large data set does not fit in the host's memory
             images[start : start + 1024] = torch.from_numpy(source[rows[start : start + 1024]])
-    return Resident(images, places.to(where), torch.from_numpy(tokens).long().to(where), (tokens > 0).sum(axis=1))
+    return Resident(images, places.to(where), torch.from_numpy(tokens).long().to(where))
 
 
 def train(recipe: Recipe, prepared: Prepared, folder: Path, note: Note) -> None:
@@ -129,7 +128,7 @@ def _optimiser(model: CLIP, recipe: Recipe, where: torch.device) -> torch.optim.
 def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: torch.optim.AdamW) -> dict[str, Any]:
     """One pass over the pairs; an incomplete last batch is left out, as in open_clip."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(pairs.lengths), generator=generator)
+    order = torch.randperm(len(pairs.rows), generator=generator)
     batch = min(recipe.batch, len(order))
     per_epoch = len(order) // batch
     total = torch.zeros((), device=pairs.images.device)
@@ -148,13 +147,9 @@ def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: 
 
 
 def _batch(pairs: Resident, rows: Tensor, crop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Augmented images `[B, 3, H, W]` and tokens `[B, L]`, cut to the longest caption of the batch except on CUDA,
-    where one shape for all batches is faster."""
+    """Augmented images `[B, 3, H, W]` and tokens `[B, L]`."""
     on_device = rows.to(pairs.images.device)
-    tokens = pairs.tokens[on_device]
-    if tokens.device.type != "cuda":
-        tokens = tokens[:, : int(pairs.lengths[rows.numpy()].max())]
-    return models.random_crops(pairs.images[pairs.rows[on_device]], crop, generator), tokens
+    return models.random_crops(pairs.images[pairs.rows[on_device]], crop, generator), pairs.tokens[on_device]
 
 
 def _step(model: CLIP, optimiser: torch.optim.AdamW, images: Tensor, tokens: Tensor) -> Tensor:
