@@ -124,7 +124,7 @@ def _hills(scores: pd.DataFrame, ax: Axes, by: str, order: Sequence[str], hangin
         for column in ("clipmem", "null") if hanging and _known(part, "null") else ("clipmem",):
             up = column == "clipmem"
             _hill(ax, part[column], -place, 0.65 if up else -0.2, COLOURS[name] if up else NULL)
-            drawn.append({by: name, "score": column, **vars(stats.mean(part, column))})
+            drawn.append({by: name, "score": NAMES[column], **vars(stats.mean(part, column))})
             if up:
                 _points(ax, pd.DataFrame(drawn[-1:]), "value", [-place], color="black", marker="o", ms=6)
     pairs = scores.groupby(by)["pair_id"].nunique()
@@ -191,7 +191,7 @@ def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str) -> pd.DataFrame:
         rows = stats.means(scores, x, column)
         ax.fill_between(rows[x], rows["low"], rows["high"], color=shade, alpha=0.2, linewidth=0)
         _points(ax, rows, x, "value", color=shade, marker="o", label=NAMES[column], linestyle="-")
-        drawn.append(rows.assign(score=column))
+        drawn.append(rows.assign(score=NAMES[column]))
     ax.axhline(0, color="black", linewidth=0.8, zorder=1)
     return pd.concat(drawn, ignore_index=True)
 

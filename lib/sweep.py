@@ -109,7 +109,9 @@ def train_all(recipes: Sequence[Recipe], prepared: Prepared) -> list[Path]:
     def work(recipe: Recipe, note: Callable[[float], None]) -> Path:
         return run(recipe, prepared, lambda done, total: note(done / total))
 
-    return each(f"train {len(recipes)} models", work, recipes)
+    missing = [r for r in recipes if not store.finished("run", key(r, prepared.fingerprint))]
+    each(f"train {len(missing)} models", work, missing)
+    return [run(recipe, prepared) for recipe in recipes]
 
 
 def load(recipe: Recipe, prepared: Prepared) -> CLIP:
