@@ -60,8 +60,8 @@ def assert_legend_is_off_the_data(ax):
 def test_distributions_give_the_mean_of_every_subset_beside_its_null(ax):
     table = scores()
     drawn = figures.distributions(table, ax)
-    assert list(drawn[drawn.score == "clipmem"].subset) == list(figures.SUBSETS) and len(drawn) == 8
-    external = drawn[(drawn.subset == "external") & (drawn.score == "null")].iloc[0]
+    assert list(drawn[drawn.score == "CLIPMem"].subset) == list(figures.SUBSETS) and len(drawn) == 8
+    external = drawn[(drawn.subset == "external") & (drawn.score == figures.NAMES["null"])].iloc[0]
     assert external.value == pytest.approx(table[table.subset == "external"].null.mean())
     assert [t.get_text().split("\n")[0] for t in ax.get_yticklabels()] == list(figures.SUBSETS)
 
@@ -85,13 +85,13 @@ def test_detection_shows_each_score_and_chance(ax):
 def test_dose_response_rises_and_its_null_stays(ax):
     drawn = figures.dose_response(scores(), ax)
     means = drawn.pivot(index="dose", columns="score", values="value")
-    assert list(means.index) == [0, 0.25, 0.5, 0.75, 1] and means.clipmem.is_monotonic_increasing
-    assert means.null.abs().max() < 0.1
+    assert list(means.index) == [0, 0.25, 0.5, 0.75, 1] and means["CLIPMem"].is_monotonic_increasing
+    assert means[figures.NAMES["null"]].abs().max() < 0.1
 
 
 def test_vague_rare_bins_clean_candidates_evenly_and_needs_ground_truth(ax):
     drawn = figures.vague_rare(scores(), ax, "vagueness", bins=3)
-    assert list(drawn[drawn.score == "clipmem"].n) == [10, 10, 10]
+    assert list(drawn[drawn.score == "CLIPMem"].n) == [10, 10, 10]
     with pytest.raises(ValueError, match="known rarity"):
         figures.vague_rare(scores().assign(rarity=np.nan), ax, "rarity")
 
