@@ -98,12 +98,13 @@ def _plainly(error: str) -> str:
 
 def _report(place: Place, notebook: Path) -> None:
     """Write the executed notebook as HTML, its images inside. A failure is logged: the notebook is done without."""
+    import nbformat
     from nbconvert import HTMLExporter
 
     try:
-        resources = {"metadata": {"path": str(notebook.parent), "name": notebook.stem}}
-        executed = str(place.file(notebook, ".ipynb"))
-        text, _ = HTMLExporter(embed_images=True).from_filename(executed, resources=resources)
+        executed = nbformat.read(place.file(notebook, ".ipynb"), as_version=4)
+        resources = {"metadata": {"path": str(notebook.parent), "name": notebook.stem}}  # where its images are found
+        text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=resources)
         place.file(notebook, ".html").write_text(text)
     except Exception:
         traceback.print_exc()

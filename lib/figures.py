@@ -243,5 +243,5 @@ def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], col
         ax.set_title(title, fontsize=11, loc="center")
         text = "\n".join(textwrap.wrap(caption, 25, max_lines=5, placeholder=" …"))
         ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=9)
-    figure.set_layout_engine("constrained", h_pad=0.45)  # room for captions, which the layout does not see
+    figure.set_layout_engine("constrained", h_pad=0.34)  # room for captions, which the layout does not see
     return figure
