@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,21 @@ import torch
 
 from lib import benchmark_peer, models, store, sweep
 from lib.benchmark_probe import probe
-from lib.benchmark_turns import ROUNDS, in_turns, side_by_side, timed_scoring, timed_training, workload
+from lib.benchmark_turns import (
+    ROUNDS,
+    busy_seconds,
+    in_turns,
+    side_by_side,
+    timed_scoring,
+    timed_training,
+    workload,
+)
 from lib.benchmark_work import loss_gaps, matrix_peak, operations, run_length
 from lib.data import Prepared
 from lib.recipes import SCALES, Recipe, slug
 
 SAME = 1e-4  # largest difference of two losses (about 5.5) that is still rounding
+IDLE = 0.1  # cores that others may take
 PAPER_STEPS = 70_000 * 100  # pairs a model of the paper is trained on, times epochs
 PAPER_SCORED = 20_000  # pairs it scores: 5,000 of each of four subsets
 CONTEXTS = (77, 24)  # tokens that open_clip_train is given: its usual context, and a short one
@@ -73,8 +83,17 @@ def training_rows(recipe: Recipe, prepared: Prepared, steps: int) -> list[Row]:
             for context in CONTEXTS:
                 peer = benchmark_peer.prepare_peer(recipe, prepared, context, 2 * steps, Path(folder))
                 contestants[f"{context}"] = lambda peer=peer: benchmark_peer.rate(peer)  # type: ignore[misc]
+        began, before = perf_counter(), busy_seconds()
         found = in_turns(contestants)
-    return [*_speed_rows(found), *_share_rows(recipe, prepared, found), *_scoring_rows(found, augmentations)]
+    others = _others_row(before, busy_seconds(), perf_counter() - began)
+    return [others, *_speed_rows(found), *_share_rows(recipe, prepared, found), *_scoring_rows(found, augmentations)]
+
+
+def _others_row(before: float | None, after: float | None, seconds: float) -> Row:
+    """How much of the machine was not ours meanwhile: where it is not near 0, measure again."""
+    used = () if before is None or after is None else (max(0.0, after - before) / seconds,)
+    note = "measure again on an idle machine: the rows below are too low" if used and used[0] > IDLE else ""
+    return Row("machine", "cores taken by others while it was measured", "cores", used, note)
 
 
 def _speed_rows(found: dict[str, tuple[float, ...]]) -> list[Row]:
@@ -190,7 +209,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1e}" if value < 0.01 else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
+    return f"{value:.1e}" if 0 < value < 0.01 else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def main(argv: list[str] | None = None) -> int:

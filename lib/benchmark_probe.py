@@ -7,6 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +30,12 @@ def probe(call: str) -> dict[str, Any]:
 
 
 def peak_megabytes() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    """Largest resident memory of this process so far. (On Linux `ru_maxrss` begins at the size of the process that
+    started this one, so the kernel's own mark is read instead.)"""
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
 def first_step() -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,3 +77,14 @@ def in_turns(contestants: dict[str, Callable[[], float]]) -> dict[str, tuple[flo
             print(f"turn {turn + 1} of {ROUNDS}: {name} ...", file=sys.stderr, flush=True)
             values[name].append(measure())
     return {name: tuple(v) for name, v in values.items()}
+
+
+def busy_seconds() -> float | None:
+    """Core seconds that everybody but this process and its finished children has used or, on a virtual machine, been
+    given instead of it, since the start of the machine; None where the system does not say."""
+    try:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, stolen = (t / os.sysconf("SC_CLK_TCK") for t in ticks)
+    return user + nice + system + irq + softirq + stolen - sum(os.times()[:4])
