@@ -90,9 +90,11 @@ def training_rows(recipe: Recipe, prepared: Prepared, steps: int) -> list[Row]:
 
 
 def _others_row(before: float | None, after: float | None, seconds: float) -> Row:
-    """How much of the machine was not ours meanwhile: where it is not near 0, measure again."""
+    """How much of the machine was not ours meanwhile. Where it is not near 0 even the ratios are wrong: an operation
+    that runs on all cores waits for the slowest, so a busy core costs open_clip_train and the peak more than us."""
     used = () if before is None or after is None else (max(0.0, after - before) / seconds,)
-    note = "measure again on an idle machine: the rows below are too low" if used and used[0] > IDLE else ""
+    busy = any(value > IDLE for value in used)
+    note = "NOT VALID: measure again on an idle machine, speeds and ratios below are wrong" if busy else ""
     return Row("machine", "cores taken by others while it was measured", "cores", used, note)
 
 

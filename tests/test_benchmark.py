@@ -135,6 +135,13 @@ def test_without_the_two_packages_it_says_which_to_install(quick, monkeypatch, c
     assert all("pip install braceexpand==0.1.7 webdataset==1.0.2" in line and "—" in line for line in lines)
 
 
+@pytest.mark.parametrize(("others", "valid"), [(0.02, True), (0.9, False)])
+def test_a_busy_machine_makes_the_speeds_invalid(others, valid):
+    row = benchmark._others_row(10.0, 10.0 + 100 * others, 100.0)
+    assert row.values == pytest.approx((others,)) and ("NOT VALID" not in row.note) == valid
+    assert benchmark._others_row(None, None, 100.0).values == ()
+
+
 def test_a_different_function_fails_the_benchmark(quick, monkeypatch):
     monkeypatch.setattr(benchmark_peer, "missing", lambda: ["webdataset==1.0.2"])
     monkeypatch.setattr(benchmark, "loss_gaps", lambda *args, **kwargs: [0.1])
