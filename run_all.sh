@@ -11,7 +11,8 @@
 #   --dataset NAME_OR_PATH  scenes (the default), flickr8k, another name on the Hugging Face hub, a parquet file or a folder
 #   --only 02               run only the notebooks whose name starts so
 #   --from 02               run that notebook and those after it
-#   --seeds N               train N seeds instead of the scale's number
+#   --seeds N               train N seeds instead of three
+#   --jobs N                train N models side by side (default: one a core, or one on an accelerator)
 #   --force                 train again what is already trained
 #   --keep-going            go on to the next notebook after one that failed
 #   --list                  list the notebooks, their findings and whether a result is here; runs nothing

@@ -56,12 +56,13 @@ def parse(words: list[str]) -> Namespace:
     which.add_argument("--only", default="")
     which.add_argument("--from", dest="start", default="")
     parser.add_argument("--seeds", type=_positive, default=0)  # 0: the notebook's own number
+    parser.add_argument("--jobs", type=_positive, default=0)  # 0: what is right for this machine
     flags = ["--force", "--keep-going", "--list", "--lab"]
     for flag in flags:
         parser.add_argument(flag, action="store_true")
     values, unknown = parser.parse_known_args(words)
     if unknown:
-        known = ["--dataset", "--only", "--from", "--seeds", *flags, "--test", "--help"]
+        known = ["--dataset", "--only", "--from", "--seeds", "--jobs", *flags, "--test", "--help"]
         parser.error(f"{unknown[0]!r} is not an option.{nearest(unknown[0].split('=')[0], known)}")
     if values.scale not in SCALES:
         parser.error(f"no scale is called {values.scale!r}: {', '.join(SCALES)}.{nearest(values.scale, SCALES)}")
@@ -76,7 +77,9 @@ def command(options: Namespace, notebook: str, name: str = "./run_all.sh") -> st
     words += ["--only" if options.only else "--from", notebook]
     if options.seeds:
         words += ["--seeds", str(options.seeds)]
-    words += ["--force"] * options.force + ["--keep-going"] * options.keep_going
+    if options.jobs:
+        words += ["--jobs", str(options.jobs)]
+    words += ["--keep-going"] * options.keep_going  # and no --force, which would throw away what is trained by now
     return shlex.join(words)
 
 

@@ -138,6 +138,8 @@ def main(words: list[str], project: Path = ROOT) -> int:
     options = preflight.parse(words)
     if options.lab:
         open_lab(project)
+    if options.jobs:
+        os.environ["CLIPMEM_JOBS"] = str(options.jobs)
     options.dataset = absolute(options.dataset)
     runs = Path(os.environ.get("CLIPMEM_RUNS") or project / "runs").absolute()
     place = Place(project, runs, f"{slug(options.dataset)}-{options.scale}")

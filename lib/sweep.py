@@ -65,9 +65,11 @@ def run(recipe: Recipe, prepared: Prepared, note: Callable[[float, float], None]
 
 
 def side_by_side() -> int:
-    """How many models are worked on at once: one a core on the CPU, where one thread each is faster than all cores on
-    one small model, and where the bits of a run then do not depend on how many cores there are; else one."""
-    return os.cpu_count() or 1 if models.device().type == "cpu" else 1
+    """How many models are worked on at once: the environment variable CLIPMEM_JOBS (`./run_all.sh --jobs N`), else one
+    a core on the CPU, where one thread each is faster than all cores on one small model (`python -m lib.benchmark`),
+    and where the bits of a run then do not depend on how many cores there are; one on an accelerator."""
+    cores = os.cpu_count() or 1
+    return int(os.environ.get("CLIPMEM_JOBS") or (cores if models.device().type == "cpu" else 1))
 
 
 def each(name: str, work: Callable[[Recipe, Callable[[float], None]], Any], recipes: Sequence[Recipe]) -> list[Any]:
@@ -85,7 +87,7 @@ def each(name: str, work: Callable[[Recipe, Callable[[float], None]], Any], reci
             report(name, sum(shares.values()), len(recipes))
 
         if jobs > 1:
-            torch.set_num_threads(1)
+            torch.set_num_threads(max(1, threads // jobs))
         note(0)
         result = work(recipe, note)
         note(1)

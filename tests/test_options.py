@@ -31,9 +31,11 @@ def test_options_that_do_not_exist(words, hint, capsys):
 
 
 def test_the_continue_command_gives_the_same_options_again():
-    options = parse(["gpu", "--dataset", "/a folder/x.parquet", "--seeds", "2", "--force", "--keep-going"])
+    options = parse(
+        ["gpu", "--dataset", "/a folder/x.parquet", "--seeds", "2", "--jobs", "2", "--force", "--keep-going"]
+    )
     line = command(options, "03")
-    assert line == "./run_all.sh gpu --dataset '/a folder/x.parquet' --from 03 --seeds 2 --force --keep-going"
+    assert line == "./run_all.sh gpu --dataset '/a folder/x.parquet' --from 03 --seeds 2 --jobs 2 --keep-going"
     assert command(parse(["gpu", "--only", "02"]), "02") == "./run_all.sh gpu --only 02"
 
 
@@ -69,7 +71,18 @@ def test_the_shell_shows_its_help_and_refuses_what_it_does_not_know(tmp_path):
     start = time.monotonic()
     done = shell("--help", cwd=tmp_path)
     assert done.returncode == 0 and time.monotonic() - start < 1
-    for option in ("--dataset", "--only", "--from", "--seeds", "--force", "--keep-going", "--list", "--lab", "--test"):
+    for option in (
+        "--dataset",
+        "--only",
+        "--from",
+        "--seeds",
+        "--jobs",
+        "--force",
+        "--keep-going",
+        "--list",
+        "--lab",
+        "--test",
+    ):
         assert option in done.stdout
     done = shell("smoke", "--forse", cwd=tmp_path)
     assert done.returncode == 2 and "Did you mean --force?" in done.stderr and "Traceback" not in done.stderr
