@@ -7,7 +7,6 @@ the picture where it is unknown, as with a single seed).
 
 import hashlib
 import json
-import os
 import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -27,8 +26,9 @@ from scipy.stats import gaussian_kde
 
 from lib import stats
 from lib.recipes import slug
+from lib.store import PROJECT as ROOT
+from lib.store import write_bytes
 
-ROOT = Path(__file__).resolve().parent.parent
 SUBSETS = ("shared", "candidate", "independent", "external")
 # Okabe & Ito's colours, which people with any form of colour blindness tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = {"shared": "#0072b2", "candidate": "#d55e00", "independent": "#009e73", "external": "#cc79a7"}
@@ -47,17 +47,6 @@ def theme() -> None:
     plt.rcParams.update({"figure.figsize": (7.5, 4.2), "figure.constrained_layout.use": True})
     plt.rcParams.update({"axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False})
     plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 11, "pdf.fonttype": 42, "grid.color": "#e6e6e6"})
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file in one step: a reader, or a full disk, never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def commit(root: Path = ROOT) -> str:
@@ -100,7 +89,7 @@ def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path, provenanc
         files[kind] = buffer.getvalue()
     paths = [Path(folder).resolve() / f"{name}.{kind}" for kind in ("png", "pdf", "csv", "json")]
     for path in paths:
-        write(path, files[path.suffix[1:]])
+        write_bytes(path, files[path.suffix[1:]])
     return [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
 
 

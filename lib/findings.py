@@ -18,9 +18,10 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from lib.figures import ROOT, write
 from lib.recipes import slug
 from lib.stats import VERDICTS, Estimate, verdict
+from lib.store import PROJECT as ROOT
+from lib.store import write_bytes
 
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
 # What the paper (arXiv 2502.07830) reports, by `finding`; only what was read in it or digitised from its plots.
@@ -152,10 +153,10 @@ def record(
     results.mkdir(parents=True, exist_ok=True)
     with FileLock(results / ".findings.lock", timeout=60):
         others = [e for e in (_load(path) if path.exists() else []) if e["notebook"] != notebook]
-        write(path, _json(sorted(others + entries, key=lambda e: (e["notebook"], e["finding"], e["claim"]))))
+        write_bytes(path, _json(sorted(others + entries, key=lambda e: (e["notebook"], e["finding"], e["claim"]))))
     run_id = os.environ.get("CLIPMEM_RUN_ID") or uuid.uuid4().hex
     done = {"run_id": run_id, "notebook": notebook, "findings": entries, "figures": list(figures)}
-    write(results / f"{notebook}.json", _json(done))
+    write_bytes(results / f"{notebook}.json", _json(done))
     return results / f"{notebook}.json"
 
 
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(error, file=sys.stderr)
         return 1
     if chosen.write:
-        write(readme, new.encode())
+        write_bytes(readme, new.encode())
     elif new != old:
         print("README.md: its findings table is stale; run: python -m lib.findings --write", file=sys.stderr)
         return 1

@@ -70,15 +70,15 @@ def disk_full(path: Path, error: Exception) -> StoreError:
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step: a reader, or a full disk, never meets half of it."""
     with _atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -151,14 +151,6 @@ def test_pictures_and_captions_of_other_data_are_not_saved(tmp_path):
     plt.close("all")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    figures.write(path, b"old")
-    with pytest.raises(TypeError):
-        figures.write(path, "not bytes")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_provenance_names_versions_and_no_path(tmp_path):
     made_by = figures.provenance("02_x", str(tmp_path / "flickr8k.parquet"), "laptop", 3, ["b", "a"])
     assert made_by["dataset"] == "flickr8k" and made_by["run_keys"] == ["a", "b"]

@@ -97,3 +97,11 @@ def test_list_and_prune(runs, capsys):
     assert old.is_dir()
     store.main(["prune", "--yes"])
     assert not old.exists() and store.finished("run", "good")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    store.write_bytes(path, b"old")
+    with pytest.raises(TypeError):
+        store.write_bytes(path, "not bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
