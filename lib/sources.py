@@ -180,7 +180,7 @@ def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ..
         raise DataError(
             f"{place.target}: no caption column{'s ' + ', '.join(missing) if missing else ''}. Its columns are "
             f"{', '.join(features)}. Expected {', '.join(CAPTION_NAMES)} or caption_0, caption_1, …; name others with "
-            f"Data(caption_columns=('text',)).{folder}"
+            f"captions = 'text' in the notebook, or Data(caption_columns=('text',)) in lib.{folder}"
         )
     for name in columns:
         text = getattr(features[name], "feature", features[name])  # a list has a feature

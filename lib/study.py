@@ -31,8 +31,10 @@ class Study:
     about: dict
 
 
-def begin(notebook: str, scale: str, dataset: str, seeds: int, force: bool = False) -> Study:
+def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", force: bool = False) -> Study:
     """Load the data, plan the runs and print where the numbers will come from and how long the training will take.
+
+    `captions` names the columns of the captions, with commas between them, where they are not found by themselves.
 
     Raises:
         ValueError: an unknown scale or a number of seeds below 1.
@@ -42,6 +44,8 @@ def begin(notebook: str, scale: str, dataset: str, seeds: int, force: bool = Fal
         raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds!r}")
     figures.theme()
     base = at_scale(scale, dataset)
+    columns = tuple(name.strip() for name in captions.split(",") if name.strip())
+    base = replace(base, data=replace(base.data, caption_columns=columns))
     report("data", 0, 1)
     prepared = prepare(base.data, store.root() / "cache")
     base = replace(base, data=prepared.data)
