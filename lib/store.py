@@ -193,7 +193,7 @@ def entries() -> pd.DataFrame:
         state = "old version" if about.get("version") != VERSION else state
         state = "broken copy" if folder.name.endswith(".broken") else state
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
-        text = ", ".join(f"{k} {v}" for k, v in about.items() if k != "version")
+        text = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("version", "fingerprint", "recipe"))
         rows.append((folder.parent.name, folder.name, state, round(size, 1), text))
     return pd.DataFrame(rows, columns=["kind", "key", "state", "megabytes", "about"])
 

@@ -60,7 +60,12 @@ def run(recipe: Recipe, prepared: Prepared, note: Callable[[float, float], None]
         train.train(recipe, prepared, folder, note)
         store.write_json(folder / "timing.json", {"seconds": perf_counter() - start, "side_by_side": side_by_side()})
 
-    about = {"dataset": prepared.pairs.name, "fingerprint": prepared.fingerprint, **described(recipe)}
+    about: dict[str, Any] = {
+        "dataset": prepared.pairs.name,
+        "trained_on": " + ".join(recipe.trained_on),
+        "model": recipe.model,
+    }
+    about |= {"seed": recipe.seed, "fingerprint": prepared.fingerprint, "recipe": described(recipe)}
     return store.obtain("run", key(recipe, prepared.fingerprint), about, build)
 
 
