@@ -1,4 +1,4 @@
-"""Intervals, nulls, rank stability and verdicts, from tidy per-pair tables.
+"""Intervals, nulls and verdicts, from tidy per-pair tables.
 
 How an interval is made. Two things are random: which pairs were drawn, and each seed (weights and batch order); every
 seed scores the same pairs (a crossed design). A statistic is computed per seed and averaged over the seeds.
@@ -14,7 +14,6 @@ seed scores the same pairs (a crossed design). A statistic is computed per seed 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -214,16 +213,6 @@ def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "dose", ranked: 
         return common / (np.sqrt(of_a * of_b) if ranked else of_a)
 
     return interval(statistic, table, [score, x], **options)
-
-
-def agreement(table: pd.DataFrame, score: str = "clipmem") -> pd.DataFrame:
-    """Do two seeds rank the pairs alike? One row a pair of seeds: seed_a, seed_b, kendall, spearman, n."""
-    wide = table.pivot(index="pair_id", columns="seed", values=score)
-    rows = [
-        (a, b, stats.kendalltau(wide[a], wide[b])[0], stats.spearmanr(wide[a], wide[b])[0], len(wide))
-        for a, b in combinations(wide.columns, 2)
-    ]
-    return pd.DataFrame(rows, columns=["seed_a", "seed_b", "kendall", "spearman", "n"])
 
 
 def null_range(table: pd.DataFrame, level: float = 0.95, column: str = "null") -> tuple[float, float]:

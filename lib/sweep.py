@@ -40,9 +40,11 @@ def cached(recipes: Sequence[Recipe], prepared: Prepared) -> int:
 
 
 def forget(recipes: Sequence[Recipe], prepared: Prepared) -> None:
-    """Remove the runs of these recipes, finished or not, so that they are trained again."""
+    """Remove the runs of these recipes, finished or not, and their scores, so that they are made again."""
     for recipe in recipes:
-        shutil.rmtree(store.root() / "run" / key(recipe, prepared.fingerprint), ignore_errors=True)
+        name = key(recipe, prepared.fingerprint)
+        for folder in (store.root() / "run" / name, *store.root().glob(f"score/{name}-*[0-9]")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def estimate_minutes(recipes: Sequence[Recipe], prepared: Prepared) -> float:

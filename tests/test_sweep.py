@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lib import progress, stats, sweep, train
+from lib import progress, stats, store, sweep, train
 from lib.data import prepare
 from lib.recipes import Data, Recipe, f_and_g
 
@@ -19,8 +19,9 @@ def test_a_second_call_trains_nothing(prepared, tiny, monkeypatch):
     monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained again"))
     sweep.train_all(recipes, prepared)
     assert sweep.cached(recipes, prepared) == 5 and sweep.estimate_minutes(recipes, prepared) == 0
+    sweep.alignment(recipes[0], prepared, 1)
     sweep.forget(recipes[:1], prepared)
-    assert sweep.cached(recipes, prepared) == 4
+    assert sweep.cached(recipes, prepared) == 4 and not list(store.root().glob("score/*/DONE"))
 
 
 def test_a_study_is_f_and_g_of_each_seed_and_one_more_f_for_the_null(tiny):
