@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lib import labels
 from lib.captions import Corruption, corrupt, tokenize
 from lib.pairs import Pairs, folder_of, load_kept
 from lib.recipes import SUBSETS, Data
@@ -33,6 +34,8 @@ class Prepared:
     captions: list[list[str]]  # of all pairs, after corruption
     tokens: np.ndarray  # int32 [N, C, L], compact ids, 0 = padding
     token_ids: np.ndarray  # int64 [V], compact id -> open_clip's id
+    targets: np.ndarray  # float32 [N, K], share of each class in a pair's label; a wrong pair has its donor's
+    class_names: tuple[str, ...]  # K
     table: pd.DataFrame  # one row a pair of any subset, index = row; see `prepare`
     fingerprint: str  # of pairs
 
@@ -40,9 +43,10 @@ class Prepared:
 def prepare(data: Data, cache: Path) -> Prepared:
     """Load, split, corrupt and tokenize. Raises DataError: see `load`, `fit_sizes` and `lib.captions.corrupt`.
 
-    The table's columns: pair_id (row of the source), subset, kind ("clean", "wrong", "dosed"), dose (0, .25, .5, .75,
-    1), donor (pair_id, -1 none), caption (caption 0 after corruption), vagueness (of the original caption 0, NaN
-    unknown), rarity (NaN unknown), label (-1 unknown).
+    The table's columns: pair_id (row of the source), subset, kind ("clean", "wrong", "dosed", "odd"), dose (0, .25, .5,
+    .75, 1), donor (pair_id, -1 none), caption (caption 0 after corruption), vagueness (of the original caption 0, NaN
+    unknown), rarity (NaN unknown), label (the given one, the first of
+    several; -1 unknown), mislabelled (the given label is another than the true one).
     """
     pairs = load(data, cache)
     fitted = fit_sizes(data, len(distinct_rows(pairs.images)))
@@ -50,12 +54,27 @@ def prepare(data: Data, cache: Path) -> Prepared:
         warnings.warn(f"{pairs.name} is smaller than asked for; sizes are now {fitted.sizes()}", stacklevel=2)
     subsets = split(pairs, fitted)
     changed = corrupt(pairs.captions, subsets["candidate"], data.wrong, data.dosed, data.seed)
+    _make_odd(pairs, subsets["candidate"], changed.kind, data)
     tokens, token_ids = tokenize(pairs, changed.captions, data.context, cache)
-    table = _table(pairs, subsets, changed)
-    return Prepared(fitted, pairs, subsets, changed.captions, tokens, token_ids, table, pairs.fingerprint)
+    true, names = labels.targets(pairs, pairs.captions)
+    targets = labels.planted(true, changed.donor, changed.kind)
+    table = _table(pairs, subsets, changed, true, targets)
+    return Prepared(
+        fitted, pairs, subsets, changed.captions, tokens, token_ids, targets, names, table, pairs.fingerprint
+    )
 
 
-def _table(pairs: Pairs, subsets: dict[str, np.ndarray], changed: Corruption) -> pd.DataFrame:
+def _make_odd(pairs: Pairs, candidates: np.ndarray, kind: np.ndarray, data: Data) -> None:
+    """Turn the pictures of some clean candidates into their negatives, in memory, and say so in `kind`."""
+    clean = np.sort(candidates)[kind[np.sort(candidates)] == "clean"]
+    rows = np.random.default_rng([data.seed, 2]).permutation(clean)[: round(data.odd * len(candidates))]
+    pairs.images[rows] = 255 - pairs.images[rows]
+    kind[rows] = "odd"
+
+
+def _table(
+    pairs: Pairs, subsets: dict[str, np.ndarray], changed: Corruption, true: np.ndarray, targets: np.ndarray
+) -> pd.DataFrame:
     names = np.full(len(pairs.images), "", dtype="<U11")
     for name, rows in subsets.items():
         names[rows] = name
@@ -70,7 +89,8 @@ def _table(pairs: Pairs, subsets: dict[str, np.ndarray], changed: Corruption) ->
         "caption": [changed.captions[row][0] for row in rows],
         "vagueness": np.nan if pairs.vagueness is None else pairs.vagueness[rows, 0],
         "rarity": np.nan if pairs.rarity is None else pairs.rarity[rows],
-        "label": -1 if pairs.labels is None else pairs.labels[rows],
+        "mislabelled": (true[rows] != targets[rows]).any(axis=1),
+        "label": np.where(targets[rows].any(axis=1), targets[rows].argmax(axis=1), -1),
     }
     return pd.DataFrame(columns, index=pd.Index(rows, name="row"))
 

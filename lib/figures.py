@@ -32,7 +32,14 @@ from lib.store import write_bytes
 SUBSETS = ("shared", "candidate", "independent", "external")
 # Okabe & Ito's colours, which people with any form of colour blindness tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = {"shared": "#0072b2", "candidate": "#d55e00", "independent": "#009e73", "external": "#cc79a7"}
-COLOURS |= {"clean": "#56b4e9", "dosed": "#e69f00", "wrong": "#d55e00", "vagueness": "#009e73", "rarity": "#cc79a7"}
+COLOURS |= {
+    "clean": "#56b4e9",
+    "dosed": "#e69f00",
+    "odd": "#009e73",
+    "wrong": "#d55e00",
+    "vagueness": "#009e73",
+    "rarity": "#cc79a7",
+}
 NULL = "#8c8c8c"
 NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain", "null": "null: another seed"}
 NAMES |= {"similarity_f": "f's similarity", "similarity_g": "g's similarity", "loss_f": "f's loss"}
@@ -115,7 +122,7 @@ def _hills(scores: pd.DataFrame, ax: Axes, by: str, order: Sequence[str], hangin
             _hill(ax, part[column], -place, 0.65 if up else -0.2, COLOURS[name] if up else NULL)
             drawn.append({by: name, "score": NAMES[column], **vars(stats.mean(part, column))})
             if up:
-                _points(ax, pd.DataFrame(drawn[-1:]), "value", [-place], color="black", marker="o", ms=6)
+                points(ax, pd.DataFrame(drawn[-1:]), "value", [-place], color="black", marker="o", ms=6)
     pairs = scores.groupby(by)["pair_id"].nunique()
     ax.set_yticks([-i for i in range(len(names))], [f"{name}\n{pairs[name]} pairs" for name in names])
     ax.set(xlabel=SCORE, ylim=(-len(names) + 0.65, 0.8))
@@ -124,7 +131,7 @@ def _hills(scores: pd.DataFrame, ax: Axes, by: str, order: Sequence[str], hangin
     return pd.DataFrame(drawn)
 
 
-def _points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **style) -> None:
+def points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **style) -> None:
     """Values with their intervals: along the x axis when `x` is "value", along the y axis when `y` is."""
     spans = np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])
     look: dict[str, Any] = {"ms": 7, "mec": "white", "capsize": 3, "zorder": 4, "linestyle": "none", **style}
@@ -132,7 +139,7 @@ def _points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **st
     ax.errorbar(rows[x], rows[y] if isinstance(y, str) else y, **look)
 
 
-def _legend_below(ax: Axes, columns: int = 3) -> None:
+def legend_below(ax: Axes, columns: int = 3) -> None:
     """Under the axes, where no legend can lie on the data."""
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
 
@@ -145,15 +152,15 @@ def distributions(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
 
 
 def by_kind(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """CLIPMem of clean, dosed and wrong candidates, the mean of each with its interval, and the null's range.
+    """CLIPMem of clean, dosed, odd and wrong candidates, the mean of each with its interval, and the null's range.
 
     Returns the per-pair rows, from which the difference, ROC AUC and average precision can be computed again."""
     chosen = scores[scores["subset"] == "candidate"]
-    _hills(chosen, ax, "kind", ("clean", "dosed", "wrong"), hanging=False)
+    _hills(chosen, ax, "kind", ("clean", "dosed", "odd", "wrong"), hanging=False)
     if _known(chosen, "null"):
         low, high = stats.null_range(chosen)
         ax.axvspan(low, high, color=NULL, alpha=0.25, linewidth=0, zorder=0, label="null, 95 % of pairs")
-        _legend_below(ax)
+        legend_below(ax)
     return chosen[[c for c in chosen if c not in ("caption", "subset")]]
 
 
@@ -164,11 +171,11 @@ def detection(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     for metric, (marker, colour, shift, line) in looks.items():
         part = rows[rows["metric"] == metric]
         places = [names.index(score) + shift for score in part["score"]]
-        _points(ax, part, "value", places, color=colour, marker=marker, label=metric)
+        points(ax, part, "value", places, color=colour, marker=marker, label=metric)
         ax.axvline(part["chance"].iloc[0], color=colour, linestyle=line, linewidth=1.3, label=f"chance, {metric}")
     ax.set_yticks(range(len(names)), [NAMES.get(name, name) for name in names])
     ax.set(xlim=(0, 1.02), ylim=(len(names) - 0.5, -0.5), xlabel="finding wrong among clean captions")
-    _legend_below(ax, 2)
+    legend_below(ax, 2)
     return rows
 
 
@@ -179,7 +186,7 @@ def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str) -> pd.DataFrame:
     for column, shade in shades.items():
         rows = stats.means(scores, x, column)
         ax.fill_between(rows[x], rows["low"], rows["high"], color=shade, alpha=0.2, linewidth=0)
-        _points(ax, rows, x, "value", color=shade, marker="o", label=NAMES[column], linestyle="-")
+        points(ax, rows, x, "value", color=shade, marker="o", label=NAMES[column], linestyle="-")
         drawn.append(rows.assign(score=NAMES[column]))
     ax.axhline(0, color="black", linewidth=0.8, zorder=1)
     return pd.concat(drawn, ignore_index=True)
@@ -187,12 +194,12 @@ def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str) -> pd.DataFrame:
 
 def dose_response(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """Mean CLIPMem of the candidates by the share of their caption that was replaced; thin lines: single seeds."""
-    chosen = scores[scores["subset"] == "candidate"]
+    chosen = scores[(scores["subset"] == "candidate") & (scores["kind"] != "odd")]
     each = chosen.groupby(["seed", "dose"])["clipmem"].mean().unstack("seed")
     ax.plot(each, color=COLOURS["dosed"], linewidth=1, alpha=0.6, zorder=2)
     drawn = _lines(chosen, ax, "dose", COLOURS["wrong"])
     ax.set(xlabel="share of the caption replaced", ylabel=f"mean {SCORE}", xticks=sorted(chosen["dose"].unique()))
-    _legend_below(ax)
+    legend_below(ax)
     return drawn
 
 
@@ -206,7 +213,7 @@ def vague_rare(scores: pd.DataFrame, ax: Axes, column: str, bins: int = 5) -> pd
     drawn = _lines(chosen.assign(**{column: middles}), ax, column, COLOURS[column])
     ax.set(xlabel=f"{column} (0 least, 1 most)", ylabel=f"mean {SCORE}")
     ax.label_outer()
-    _legend_below(ax)
+    legend_below(ax)
     return drawn
 
 
@@ -217,7 +224,7 @@ def along_training(table: pd.DataFrame, ax: Axes, value: str = "clipmem", by: st
         sns.lineplot(part, x="epoch", y=value, color=colour, label=name, ax=ax, errorbar=("pi", 100), marker="o")
     ax.set(ylabel=SCORE if value == "clipmem" else NAMES.get(value, value), xticks=sorted(table["epoch"].unique()))
     if by:
-        _legend_below(ax, 4)
+        legend_below(ax, 4)
     return table[["seed", "epoch", *([by] if by else []), value]]
 
 

@@ -18,19 +18,13 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
+from lib import paper
 from lib.recipes import slug
 from lib.stats import VERDICTS, Estimate, verdict
 from lib.store import PROJECT as ROOT
 from lib.store import write_bytes
 
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
-# What the paper (arXiv 2502.07830) reports, by `finding`; only what was read in it or digitised from its plots.
-PAPER = {
-    "2a": "above .89 for wrong captions, about 0 for precise ones (Figure 1)",
-    "2d": "about 0 for precise captions (Figure 1)",
-    "2e": "above .89 for vague captions (Figure 1)",
-    "2f": "above .89 for atypical images (Figure 1)",
-}
 
 
 @dataclass(frozen=True)
@@ -182,9 +176,9 @@ def table(findings: pd.DataFrame) -> str:
         value, low, high = ("—" if pd.isna(row[n]) else f"{row[n]:.3f}" for n in ("value", "low", "high"))
         ours = f"{row['statistic']}: {value} [{low}, {high}]"
         data = f"{row['dataset']}, {row['scale']}"
-        paper = PAPER.get(row["finding"], "—")
+        reported = paper.REPORTS.get(row["finding"], "—")
         lines.append(
-            [row["finding"], row["claim"], paper, ours, row["seeds"], data, f"**{row['verdict']}**", _command(row)]
+            [row["finding"], row["claim"], reported, ours, row["seeds"], data, f"**{row['verdict']}**", _command(row)]
         )
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -45,21 +46,39 @@ def config(name: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def build(name: str, pixels: int, vocabulary: int, context: int, seed: int) -> CLIP:
-    """A freshly initialised CLIP; the same (name, sizes, seed) gives the same weights on every device.
+def build(
+    name: str,
+    pixels: int,
+    vocabulary: int,
+    context: int,
+    seed: int,
+    widths: tuple[float, float] = (1.0, 1.0),
+    classes: int = 0,
+) -> CLIP:
+    """A freshly initialised CLIP; the same arguments give the same weights on every device.
 
     Args:
         name: a config of `lib/models/`, whose image and text sizes are replaced by the three that follow.
         pixels: side of the square images.
         vocabulary: number of compact token ids.
         context: longest caption in tokens.
+        widths: the widths of image and text tower, times the config's.
+        classes: more than 0 adds `model.classes`, a table `[classes, D]` for images that are trained to agree with a
+            label.
     """
     cfg = config(name)
-    vision = CLIPVisionCfg(**{**cfg["vision_cfg"], "image_size": pixels})
-    text = CLIPTextCfg(**{**cfg["text_cfg"], "vocab_size": vocabulary, "context_length": context})
+    vision, text = (
+        {**cfg[f"{tower}_cfg"], "width": round(cfg[f"{tower}_cfg"]["width"] * by)}
+        for tower, by in zip(("vision", "text"), widths, strict=True)
+    )
+    vision |= {"image_size": pixels}
+    text |= {"vocab_size": vocabulary, "context_length": context}
     with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CLIP(cfg["embed_dim"], vision, text, output_dict=True)
+        model = CLIP(cfg["embed_dim"], CLIPVisionCfg(**vision), CLIPTextCfg(**text), output_dict=True)
+        if classes:
+            model.classes = torch.nn.Parameter(torch.randn(classes, cfg["embed_dim"]))
+    return model
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -93,36 +112,55 @@ def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
     return (1 - (position[:, :, None] - torch.arange(size)).abs()).clamp(min=0)
 
 
-def encode_image(model: CLIP, images: Tensor) -> Tensor:
-    """Unit-length image embeddings `[N, D]` of normalised images `[N, 3, H, W]`."""
-    tower = model.visual
+def encode_image(model: CLIP, images: Tensor, unit: bool = True) -> Tensor:
+    """Image embeddings `[N, D]` of normalised images `[N, 3, H, W]`, brought to unit length unless told otherwise."""
+    x = _patches(model.visual, images)
+    first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    x = _tower(model.visual.transformer.resblocks, x, pooled=first, causal=False)
+    x = model.visual.ln_post(x) @ model.visual.proj
+    return F.normalize(x, dim=-1) if unit else x
+
+
+def _patches(tower: Any, images: Tensor) -> Tensor:
     x = tower.conv1(images).flatten(2).transpose(1, 2)
     x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-    x = tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
-    first = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    x = _tower(tower.transformer.resblocks, x, pooled=first, causal=False)
-    return F.normalize(tower.ln_post(x) @ tower.proj, dim=-1)
+    return tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
 
 
-def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+def image_layers(model: CLIP, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each block of the image tower makes of normalised images `[N, 3, H, W]`, averaged over the positions.
+
+    Yields:
+        The hidden activations after GELU, clamped at 0, `[N, U]`, and the block's output at unit length, `[N, W]`.
+    """
+    x, hidden = _patches(model.visual, images), []
+    for block in model.visual.transformer.resblocks:
+        hook = block.mlp.gelu.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+        x = _block(block, x, causal=False)
+        hook.remove()
+        yield hidden.pop().clamp(min=0).mean(dim=1), F.normalize(x.mean(dim=1), dim=-1)
+
+
+def encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
     """Unit-length text embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the model's context.
 
     Padding behind the end token changes nothing. On CUDA, where one shape for all batches is faster, it stays; else the
     captions are worked on in GROUPS of like length, each cut to its longest.
     """
     if tokens.device.type == "cuda":
-        return _encode_text(model, tokens)
+        return _encode_text(model, tokens, unit)
     lengths = (tokens > 0).sum(dim=1)
     order = lengths.argsort(stable=True)
-    groups = [_encode_text(model, tokens[rows, : int(lengths[rows].max())]) for rows in order.chunk(GROUPS)]
+    groups = [_encode_text(model, tokens[rows, : int(lengths[rows].max())], unit) for rows in order.chunk(GROUPS)]
     return torch.cat(groups)[order.argsort()]
 
 
-def _encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+def _encode_text(model: CLIP, tokens: Tensor, unit: bool) -> Tensor:
     x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
     end = tokens.argmax(dim=1)  # the end token has the largest id
     x = _tower(model.transformer.resblocks, x, pooled=end, causal=True)
-    return F.normalize(model.ln_final(x) @ model.text_projection, dim=-1)
+    x = model.ln_final(x) @ model.text_projection
+    return F.normalize(x, dim=-1) if unit else x
 
 
 def _tower(blocks: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:

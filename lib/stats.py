@@ -103,6 +103,14 @@ def interval(
     return Estimate(value, float(max(value - below, bounds[0])), float(min(value + above, bounds[1])), seeds, n)
 
 
+def over_seeds(values: Sequence[float] | np.ndarray, n: int, level: float = 0.95) -> Estimate:
+    """The mean of one value a seed with its t-interval; the pairs (or test images, `n` of them) are taken as given."""
+    per_seed = np.asarray(values, float)
+    wide = np.inf if len(per_seed) < 2 else stats.sem(per_seed) * stats.t.ppf((1 + level) / 2, len(per_seed) - 1)
+    value = float(per_seed.mean())
+    return Estimate(value, float(value - wide), float(value + wide), len(per_seed), n)
+
+
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -51,12 +51,8 @@ def _atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise disk_full(path, error) from error
-    except SafetensorError as error:  # safetensors reports a full disk in its own words
-        if "No space left" not in str(error):
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
             raise
         raise disk_full(path, error) from error
     finally:
@@ -184,9 +180,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def note_use(experiment: str, notebook: str, keys: Sequence[str]) -> None:
+    """Remember which runs a notebook uses at `experiment`, `<dataset>-<scale>`."""
+    write_json(root() / "uses" / f"{experiment}.{notebook}.json", sorted(keys))
+
+
+def uses() -> dict[str, str]:
+    """The notebooks that use each run: key -> "01, 04"."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(root().glob("uses/*.json")):
+        for key in json.loads(path.read_text()):
+            found.setdefault(key, set()).add(path.stem.split(".")[-1][:2])
+    return {key: ", ".join(sorted(notebooks)) for key, notebooks in found.items()}
+
+
 def entries() -> pd.DataFrame:
-    """All entries: kind, key, state (`done`, `unfinished`, `old version`, `broken copy`), megabytes, about."""
-    rows = []
+    """All entries: kind, key, state (`done`, `unfinished`, `old version`, `broken copy`), megabytes, the notebooks that
+    use it, about."""
+    rows, used = [], uses()
     for about_file in sorted(root().glob("*/*/about.json")):
         folder, about = about_file.parent, json.loads(about_file.read_text())
         state = "done" if (folder / DONE).is_file() else "unfinished"
@@ -194,15 +205,15 @@ def entries() -> pd.DataFrame:
         state = "broken copy" if folder.name.endswith(".broken") else state
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
         text = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("version", "fingerprint", "recipe"))
-        rows.append((folder.parent.name, folder.name, state, round(size, 1), text))
-    return pd.DataFrame(rows, columns=["kind", "key", "state", "megabytes", "about"])
+        by = used.get(folder.name.split("-")[0], "")
+        rows.append((folder.parent.name, folder.name, state, round(size, 1), by, text))
+    return pd.DataFrame(rows, columns=["kind", "key", "state", "megabytes", "notebooks", "about"])
 
 
 def _list() -> int:
     table = entries()
     print(f"{len(table)} entries in {root()}, {table['megabytes'].sum():.0f} MB")
-    if len(table):
-        print(table.to_string(index=False, max_colwidth=100))
+    print(table.to_string(index=False, max_colwidth=100) if len(table) else "")
     return 0
 
 
@@ -223,8 +234,7 @@ def _prune(yes: bool) -> int:
         if yes:
             with _locked(root() / row.kind / row.key):
                 shutil.rmtree(root() / row.kind / row.key)
-    if not yes:
-        print("nothing was removed; add --yes to remove them")
+    print("" if yes else "nothing was removed; add --yes to remove them")
     return 0
 
 

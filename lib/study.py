@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
@@ -10,15 +10,16 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lib import figures, findings, models, store, sweep
+from lib import figures, findings, models, plans, store, sweep
 from lib.data import Prepared, prepare
 from lib.progress import report
-from lib.recipes import SCALES, Recipe, at_scale, key
+from lib.recipes import SCALES, Recipe, at_scale, key, slug
 
 
 @dataclass(frozen=True)
 class Study:
-    """The experiment of one notebook: `base` is f with seed 0, `recipes` every model that is needed."""
+    """The experiment of one notebook: `base` is f with seed 0, `conditions` what is compared (name -> f with seed 0),
+    `recipes` every model that is needed."""
 
     notebook: str
     dataset: str
@@ -27,14 +28,25 @@ class Study:
     base: Recipe
     prepared: Prepared
     augmentations: int
+    conditions: dict[str, Recipe]
     recipes: tuple[Recipe, ...]
+    null: Recipe  # the model that f is compared with where nothing is to be found
     about: dict
 
 
-def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", force: bool = False) -> Study:
+def begin(
+    notebook: str,
+    scale: str,
+    dataset: str,
+    seeds: int,
+    captions: str = "",
+    force: bool = False,
+    plan: Callable[[Recipe], dict[str, Recipe]] = plans.mislabelled,
+) -> Study:
     """Load the data, plan the runs and print where the numbers will come from and how long the training will take.
 
     `captions` names the columns of the captions, with commas between them, where they are not found by themselves.
+    Conditions of `plan` that need more captions a picture than there are fall away.
 
     Raises:
         ValueError: an unknown scale or a number of seeds below 1.
@@ -49,13 +61,26 @@ def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "
     report("data", 0, 1)
     prepared = prepare(base.data, store.root() / "cache")
     base = replace(base, data=prepared.data)
-    recipes = sweep.pair_study(base, range(seeds))
+    available = prepared.tokens.shape[1]
+    conditions = {name: r for name, r in plan(base).items() if r.captions <= available}
+    recipes = plans.runs(conditions, range(seeds))
     if force:
         sweep.forget(recipes, prepared)
     keys = [key(r, prepared.fingerprint) for r in recipes]
-    about = figures.provenance(notebook, dataset, scale, seeds, keys)
-    augmentations = SCALES[scale].augmentations
-    study = Study(notebook, dataset, scale, tuple(range(seeds)), base, prepared, augmentations, tuple(recipes), about)
+    store.note_use(f"{slug(dataset)}-{scale}", notebook, keys)
+    study = Study(
+        notebook=notebook,
+        dataset=dataset,
+        scale=scale,
+        seeds=tuple(range(seeds)),
+        base=base,
+        prepared=prepared,
+        augmentations=SCALES[scale].augmentations,
+        conditions=conditions,
+        recipes=tuple(recipes),
+        null=plans.null_recipe(base, range(seeds)),
+        about=figures.provenance(notebook, dataset, scale, seeds, keys),
+    )
     print(_provenance(study))
     print(_plan(study))
     return study

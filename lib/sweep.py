@@ -1,4 +1,4 @@
-"""Many runs, several side by side, each found in the store or trained; and the tables that they give together."""
+"""Many runs, several side by side, each found in the store or trained."""
 
 from __future__ import annotations
 
@@ -7,31 +7,21 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from open_clip.model import CLIP
+from torch import Tensor
 
-from lib import memorization, models, store, train
+from lib import models, store, train
 from lib.data import Prepared
 from lib.progress import report
-from lib.recipes import Recipe, described, f_and_g, key
-
-
-def null_recipe(base: Recipe, seeds: Sequence[int]) -> Recipe:
-    """The model of the null: one f more, with a seed of its own. (Comparing the seeds with each other in a circle would
-    cost nothing, and would give a mean of exactly 0 whatever happens.)"""
-    return replace(base, seed=max(seeds) + 1)
-
-
-def pair_study(base: Recipe, seeds: Sequence[int]) -> list[Recipe]:
-    """Every model that CLIPMem and its null need: f and g of each seed, and one f more."""
-    return [*(recipe for seed in seeds for recipe in f_and_g(base, seed)), null_recipe(base, seeds)]
+from lib.recipes import Recipe, described, key, needed_before
 
 
 def cached(recipes: Sequence[Recipe], prepared: Prepared) -> int:
@@ -43,7 +33,7 @@ def forget(recipes: Sequence[Recipe], prepared: Prepared) -> None:
     """Remove the runs of these recipes, finished or not, and their scores, so that they are made again."""
     for recipe in recipes:
         name = key(recipe, prepared.fingerprint)
-        for folder in (store.root() / "run" / name, *store.root().glob(f"score/{name}-*[0-9]")):
+        for folder in (store.root() / "run" / name, *store.root().glob(f"score/{name}-*")):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -59,7 +49,7 @@ def run(recipe: Recipe, prepared: Prepared, note: Callable[[float, float], None]
 
     def build(folder: Path) -> None:
         start = perf_counter()
-        train.train(recipe, prepared, folder, note)
+        train.train(recipe, prepared, folder, note, _donor(recipe, prepared), left_out(recipe, prepared))
         store.write_json(folder / "timing.json", {"seconds": perf_counter() - start, "side_by_side": side_by_side()})
 
     about: dict[str, Any] = {
@@ -69,6 +59,32 @@ def run(recipe: Recipe, prepared: Prepared, note: Callable[[float, float], None]
     }
     about |= {"seed": recipe.seed, "fingerprint": prepared.fingerprint, "recipe": described(recipe)}
     return store.obtain("run", key(recipe, prepared.fingerprint), about, build)
+
+
+def _donor(recipe: Recipe, prepared: Prepared) -> dict[str, Tensor] | None:
+    """The weights of which a recipe's frozen tower is taken."""
+    if not recipe.frozen:
+        return None
+    return store.read_tensors(run(needed_before(recipe)[0], prepared) / "weights.safetensors")
+
+
+def left_out(recipe: Recipe, prepared: Prepared) -> np.ndarray | None:
+    """The rows of the candidates that a recipe removes, by the scores of f and g at the end of their training."""
+    if not recipe.remove:
+        return None
+    rows = prepared.subsets["candidate"]
+    if recipe.remove_by == "random":
+        return np.random.default_rng([recipe.seed, 3]).permutation(rows)[: recipe.remove]
+    f, g = (final_look(r, prepared).set_index("pair_id") for r in needed_before(recipe))
+    suspicious = {"clipmem": f["contrast"] - g["contrast"], "similarity": -f["similarity"], "loss": f["loss"]}
+    worst = suspicious[recipe.remove_by][prepared.pairs.pair_ids[rows]].to_numpy()
+    return rows[np.argsort(-worst, kind="stable")[: recipe.remove]]
+
+
+def final_look(recipe: Recipe, prepared: Prepared) -> pd.DataFrame:
+    """`looks.parquet` of a run, its last epoch only."""
+    looks = pd.read_parquet(run(recipe, prepared) / "looks.parquet")
+    return looks[looks["epoch"] == looks["epoch"].max()]
 
 
 def side_by_side() -> int:
@@ -113,89 +129,20 @@ def each(name: str, work: Callable[[Recipe, Callable[[float], None]], Any], reci
 
 
 def train_all(recipes: Sequence[Recipe], prepared: Prepared) -> list[Path]:
-    """Train what the store does not hold."""
+    """Train what the store does not hold, first what others start from."""
 
     def work(recipe: Recipe, note: Callable[[float], None]) -> Path:
         return run(recipe, prepared, lambda done, total: note(done / total))
 
     missing = [r for r in recipes if not store.finished("run", key(r, prepared.fingerprint))]
-    each(f"train {len(missing)} models", work, missing)
+    for wave in ([r for r in missing if not needed_before(r)], [r for r in missing if needed_before(r)]):
+        each(f"train {len(wave)} models", work, wave)
     return [run(recipe, prepared) for recipe in recipes]
 
 
 def load(recipe: Recipe, prepared: Prepared) -> CLIP:
     """The trained model of a recipe, ready to score."""
     folder = run(recipe, prepared)
-    model = models.build(
-        recipe.model, recipe.data.pixels, len(prepared.token_ids), prepared.tokens.shape[2], recipe.seed
-    )
+    model = train.fresh(recipe, prepared)
     model.load_state_dict(store.read_tensors(folder / "weights.safetensors"))
-    return model.to(models.device()).eval()
-
-
-def alignment(recipe: Recipe, prepared: Prepared, augmentations: int) -> pd.DataFrame:
-    """`memorization.alignment` of a recipe's model, kept in the store beside the run."""
-
-    def build(folder: Path) -> None:
-        table = memorization.alignment(load(recipe, prepared), prepared, augmentations)
-        store.write_table(folder / "alignment.parquet", table)
-
-    run_key = key(recipe, prepared.fingerprint)
-    about = {"run": run_key, "augmentations": augmentations}
-    folder = store.obtain("score", f"{run_key}-{augmentations}", about, build)
-    return pd.read_parquet(folder / "alignment.parquet")
-
-
-def scores(base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations: int) -> pd.DataFrame:
-    """CLIPMem of every scored pair under every seed, with its null and the free baselines.
-
-    Returns:
-        One row a (seed, pair): pair_id, subset, kind, dose, vagueness, rarity (ground truth, NaN where unknown);
-        clipmem (raw, contrast), clipmem_plain, clipmem_normalised; null (f against one more f, see `null_recipe`);
-        similarity_f, similarity_g, loss_f.
-    """
-    recipes = pair_study(base, seeds)
-    each(f"score {len(recipes)} models", lambda r, note: alignment(r, prepared, augmentations), recipes)
-    parts = []
-    for seed in seeds:
-        f, g = f_and_g(base, seed)
-        of_f, of_g, of_other = (alignment(r, prepared, augmentations) for r in (f, g, null_recipe(base, seeds)))
-        raw = memorization.clipmem(of_f, of_g)
-        part = of_f[["pair_id", "subset"]].assign(
-            seed=seed,
-            clipmem=raw,
-            clipmem_plain=memorization.clipmem(of_f, of_g, "plain"),
-            clipmem_normalised=memorization.range_normalised(raw, of_f["subset"] == "candidate"),
-            null=memorization.clipmem(of_f, of_other),
-            similarity_f=of_f["similarity"],
-            similarity_g=of_g["similarity"],
-            loss_f=of_f["loss"],
-        )
-        parts.append(part)
-    truth = prepared.table[["pair_id", "kind", "dose", "vagueness", "rarity"]]
-    return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
-
-
-def along_training(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
-    """CLIPMem along training: one row a (seed, epoch, pair), pictures as they are.
-
-    Returns:
-        seed, epoch, pair_id, subset, kind, clipmem (raw, contrast).
-    """
-    parts = []
-    for seed in seeds:
-        f, g = (pd.read_parquet(run(r, prepared) / "looks.parquet") for r in f_and_g(base, seed))
-        both = f.merge(g, on=["epoch", "pair_id", "subset"], suffixes=("_f", "_g"), validate="one_to_one")
-        part = both[["epoch", "pair_id", "subset"]].assign(seed=seed)
-        parts.append(part.assign(clipmem=both["contrast_f"] - both["contrast_g"]))
-    truth = prepared.table[["pair_id", "kind"]]
-    return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
-
-
-def histories(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
-    """Loss, learning rate and retrieval by epoch of f and g of every seed (columns: seed, role, epoch, ...)."""
-    parts = []
-    for seed in seeds:
-        for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
-            parts.append(pd.read_parquet(run(recipe, prepared) / "history.parquet").assign(seed=seed, role=role))
-    return pd.concat(parts, ignore_index=True)
+    return model.eval()

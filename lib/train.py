@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,32 +16,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib import models, store
+from lib import models, objectives, store, units, utility
 from lib.data import Prepared
-from lib.memorization import alignment, embed
-from lib.recipes import Recipe
-from lib.utility import retrieval
+from lib.memorization import measure
+from lib.objectives import Resident, batch
+from lib.recipes import Recipe, needed_before
 
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 Note = Callable[[float, float], None]
 
 
-@dataclass(frozen=True)
-class Resident:
-    """What training reads of P pairs, on the device."""
-
-    images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which may be memory-mapped
-    rows: Tensor  # [P], where the pairs lie in `images`
-    tokens: Tensor  # [P, L]
-
-
 def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resident:
-    """The rows of a data set, with the first caption of each, as tensors on the device."""
-    tokens, source = prepared.tokens[rows, 0], prepared.pairs.images
+    """The rows of a data set, with captions and labels, as tensors on the device."""
+    tokens, targets, source = prepared.tokens[rows], prepared.targets[rows], prepared.pairs.images
     if where.type == "cpu":
         images, places = torch.from_numpy(source), torch.from_numpy(rows)
     else:
@@ -53,30 +41,50 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
         )
         for start in range(0, len(rows), 1024):  # in parts: a large data set does not fit in the host's memory
             images[start : start + 1024] = torch.from_numpy(source[rows[start : start + 1024]])
-    return Resident(images, places.to(where), torch.from_numpy(tokens).long().to(where))
+    partners = torch.from_numpy(tokens).long().to(where), torch.from_numpy(targets).to(where)
+    return Resident(images, places.to(where), *partners)
 
 
-def train(recipe: Recipe, prepared: Prepared, folder: Path, note: Note) -> None:
-    """Train one CLIP and leave `weights.safetensors`, `history.parquet` and `looks.parquet` in `folder`.
+def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
+    """The model of a recipe as it is before training, on the device."""
+    sizes = recipe.data.pixels, len(prepared.token_ids), prepared.tokens.shape[2]
+    classes = prepared.targets.shape[1] if recipe.objective == "label" else 0
+    model = models.build(recipe.model, *sizes, recipe.seed, (recipe.image_width, recipe.text_width), classes)
+    return model.to(models.device())
 
-    `history` has one row an epoch: loss, learning rate, logit scale and, at the looks, retrieval on the disjoint
-    pairs. `looks` has the alignment of every scored pair at the looks (`memorization.alignment`, one plain view).
+
+def tower_of(name: str) -> str:
+    """Which tower a parameter of that name belongs to: "image", "text", or "" (the temperature)."""
+    return "image" if name.startswith("visual.") else "" if name == "logit_scale" else "text"
+
+
+def train(
+    recipe: Recipe,
+    prepared: Prepared,
+    folder: Path,
+    note: Note,
+    donor: dict[str, Tensor] | None = None,
+    left_out: np.ndarray | None = None,
+) -> None:
+    """Train one model and leave `weights.safetensors`, `history.parquet` and `looks.parquet` in `folder`.
+
+    `history` has one row an epoch: loss, learning rate, logit scale and, at the looks, utility on the disjoint pairs
+    and UnitMem by layer. `looks` has the scores of every scored pair at the looks (`memorization.measure`).
     An unfinished training found in `folder` is continued. `note(epochs done, epochs)` is called after each epoch.
+    `donor` are the weights that the frozen tower comes from; `left_out` the rows that are not trained on.
     """
-    where = models.device()
-    model = models.build(
-        recipe.model, recipe.data.pixels, len(prepared.token_ids), prepared.tokens.shape[2], recipe.seed
-    )
-    model.to(where).train()
-    optimiser = _optimiser(model, recipe, where)
-    rows = np.concatenate([prepared.subsets[name] for name in recipe.trained_on])
-    pairs = resident(prepared, rows, where)
+    model = fresh(recipe, prepared).train()
+    if donor:
+        state = {name: t for name, t in donor.items() if tower_of(name) == recipe.frozen}
+        model.load_state_dict(state, strict=False)
+    optimiser = _optimiser(model, recipe, models.device())
+    pairs = resident(prepared, training_rows(recipe, prepared, left_out), models.device())
     begun, history, looks = _resume(folder, model, optimiser)
     saved = monotonic()
     for epoch in range(begun, recipe.epochs):
         history.append(_epoch(recipe, epoch, pairs, model, optimiser))
         if epoch + 1 in look_epochs(recipe):
-            history[-1].update(_look(model, prepared, looks, epoch + 1))
+            history[-1].update(_look(model, recipe, prepared, looks, epoch + 1))
         if monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < recipe.epochs:
             _checkpoint(folder, model, optimiser, history, looks)
             saved = monotonic()
@@ -87,25 +95,31 @@ def train(recipe: Recipe, prepared: Prepared, folder: Path, note: Note) -> None:
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
+def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | None = None) -> np.ndarray:
+    """The rows that a recipe trains on, those of `left_out` taken away."""
+    rows = np.concatenate([prepared.subsets[name] for name in recipe.trained_on])
+    return rows if left_out is None else rows[~np.isin(rows, left_out)]
+
+
 def estimate_seconds(recipe: Recipe, prepared: Prepared) -> float:
     """Seconds that training the recipe will take here, from three timed steps after a warm-up; nothing is kept."""
-    model = models.build(
-        recipe.model, recipe.data.pixels, len(prepared.token_ids), prepared.tokens.shape[2], recipe.seed
-    )
-    optimiser = _optimiser(model.to(models.device()), recipe, models.device())
-    train_rows = sum(len(prepared.subsets[name]) for name in recipe.trained_on)
+    model = fresh(recipe, prepared)
+    optimiser = _optimiser(model, recipe, models.device())
+    train_rows = len(training_rows(recipe, prepared))
     rows = np.resize(np.sort(prepared.subsets["shared"]), min(recipe.batch, train_rows))
     pairs, generator = resident(prepared, rows, models.device()), torch.Generator()
     started = monotonic()
     for i in range(4):
         started = monotonic() if i == 1 else started
-        float(_step(model, optimiser, *_batch(pairs, torch.arange(len(rows)), recipe.crop, generator)))
+        float(_step(model, optimiser, recipe, *batch(pairs, torch.arange(len(rows)), recipe, generator), generator))
     return (monotonic() - started) / 3 * (train_rows // len(rows)) * recipe.epochs
 
 
 def look_epochs(recipe: Recipe) -> list[int]:
-    """The epochs, evenly spaced and with the last, after which alignments are recorded."""
-    return sorted({round(recipe.epochs * (i + 1) / recipe.looks) for i in range(recipe.looks)} - {0})
+    """The epochs, evenly spaced and with the last, after which scores are recorded; only the last where a recipe
+    starts from other runs."""
+    looks = 1 if needed_before(recipe) else recipe.looks
+    return sorted({round(recipe.epochs * (i + 1) / looks) for i in range(looks)} - {0})
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -129,15 +143,15 @@ def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: 
     """One pass over the pairs; an incomplete last batch is left out, as in open_clip."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs.rows), generator=generator)
-    batch = min(recipe.batch, len(order))
-    per_epoch = len(order) // batch
+    size = min(recipe.batch, len(order))
+    per_epoch = len(order) // size
     total = torch.zeros((), device=pairs.images.device)
     for i in range(per_epoch):
         rate = learning_rate(recipe, epoch * per_epoch + i, recipe.epochs * per_epoch)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        rows = order[i * batch : (i + 1) * batch]
-        total += _step(model, optimiser, *_batch(pairs, rows, recipe.crop, generator))
+        made = batch(pairs, order[i * size : (i + 1) * size], recipe, generator)
+        total += _step(model, optimiser, recipe, *made, generator)
     return {
         "epoch": epoch + 1,
         "loss": float(total) / per_epoch,
@@ -146,18 +160,16 @@ def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: 
     }
 
 
-def _batch(pairs: Resident, rows: Tensor, crop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Augmented images `[B, 3, H, W]` and tokens `[B, L]`."""
-    on_device = rows.to(pairs.images.device)
-    return models.random_crops(pairs.images[pairs.rows[on_device]], crop, generator), pairs.tokens[on_device]
-
-
-def _step(model: CLIP, optimiser: torch.optim.AdamW, images: Tensor, tokens: Tensor) -> Tensor:
-    """One optimiser step on the symmetric contrastive loss; the loss, still on the device."""
-    mixed = torch.autocast("cuda", dtype=torch.bfloat16) if images.device.type == "cuda" else nullcontext()
-    with mixed:
-        image, text = models.encode_image(model, images), models.encode_text(model, tokens)
-    loss = ClipLoss()(image.float(), text.float(), model.logit_scale.exp())
+def _step(
+    model: CLIP,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    images: Tensor,
+    partners: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """One optimiser step on a batch; the loss, still on the device."""
+    loss = objectives.loss(model, recipe, images, partners, generator)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
@@ -166,14 +178,15 @@ def _step(model: CLIP, optimiser: torch.optim.AdamW, images: Tensor, tokens: Ten
     return loss.detach()
 
 
-def _look(model: CLIP, prepared: Prepared, looks: list[pd.DataFrame], epoch: int) -> dict[str, float]:
-    """Record the alignment of every scored pair; return retrieval on the disjoint pairs."""
+def _look(model: CLIP, recipe: Recipe, prepared: Prepared, looks: list[pd.DataFrame], epoch: int) -> dict[str, float]:
+    """Record the scores of every scored pair; return utility on the disjoint pairs and UnitMem by layer."""
     model.eval()
-    table = alignment(model, prepared, augmentations=0)
-    looks.append(table[["pair_id", "subset", "plain", "contrast"]].assign(epoch=epoch))
-    image, text = embed(model, prepared, prepared.subsets["disjoint"])
+    looks.append(measure(model, recipe.objective, prepared, augmentations=0).assign(epoch=epoch))
+    found = utility.along_training(model, recipe.objective, prepared)
+    if len(look_epochs(recipe)) > 1:
+        found |= units.along_training(model, prepared, training_rows(recipe, prepared))
     model.train()
-    return retrieval(image[0], text)
+    return found
 
 
 def _checkpoint(

@@ -1,0 +1,104 @@
+"""What an image is trained to agree with: its caption, its class label, or another view of itself.
+
+One loop serves all three; only the partner changes. Pictures are augmented alike under each: light random crops. The
+other view is changed far more (crops down to 30 %, mirrored, colour casts, grey), because a view of light crops is too
+easy to agree with.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP
+from torch import Tensor
+
+from lib import models
+from lib.recipes import Recipe
+
+OBJECTIVES = ("label", "caption", "view")
+VIEW_CROP, VIEW_COLOUR, VIEW_GREY = 0.3, 0.4, 0.2
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What training reads of P pairs, on the device."""
+
+    images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which may be memory-mapped
+    rows: Tensor  # [P], where the pairs lie in `images`
+    tokens: Tensor  # [P, C, L]
+    targets: Tensor  # [P, K], the share of each class in a pair's label
+
+
+def batch(pairs: Resident, places: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Augmented images `[B, 3, H, W]` and their partners: tokens `[B, L]`, class shares `[B, K]` or views."""
+    places = places.to(pairs.images.device)
+    images = pairs.images[pairs.rows[places]]
+    first = augment(images, recipe.crop, recipe.colour, generator)
+    if recipe.objective == "label":
+        return first, pairs.targets[places]
+    if recipe.objective == "view":
+        return first, other_view(images, generator)
+    which = torch.zeros(len(places), dtype=torch.long)
+    if recipe.captions > 1:
+        width = min(recipe.captions, pairs.tokens.shape[1])
+        which = torch.randint(width, (len(places),), generator=generator)
+    tokens = pairs.tokens[places, which.to(places.device)]
+    return first, drop_words(tokens, recipe.word_dropout, generator) if recipe.word_dropout else tokens
+
+
+def augment(images: Tensor, crop: float, colour: float, generator: torch.Generator) -> Tensor:
+    """uint8 `[N, 3, H, W]` to normalised random crops that keep at least `crop` of the area, with a colour cast.
+
+    A cast multiplies every channel by its own factor in [1 - colour, 1 + colour] and adds up to `colour` to all three.
+    """
+    x = models.random_crops(images, crop, generator)
+    if colour:
+        factors = 1 + colour * (2 * torch.rand(len(x), 3, 1, 1, generator=generator) - 1)
+        added = colour * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
+        x = x * factors.to(x.device) + added.to(x.device)
+    return x
+
+
+def other_view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The strongly changed view, normalised `[N, 3, H, W]`: the partner under `view`, and what SSLMem compares."""
+    x = augment(images, VIEW_CROP, VIEW_COLOUR, generator)
+    mirrored, grey = (torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) for _ in range(2))
+    x = torch.where(mirrored < 0.5, x.flip(3), x)
+    return torch.where(grey < VIEW_GREY, x.mean(dim=1, keepdim=True).expand_as(x), x)
+
+
+def drop_words(tokens: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Tokens `[B, L]` with every word token left out with probability `share`, the rest moved up; not start and end."""
+    chance = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+    end = tokens == tokens.amax(dim=1, keepdim=True)
+    left_out = (chance < share) & (tokens > 0) & ~end
+    left_out[:, 0] = False
+    order = (left_out | (tokens == 0)).int().argsort(dim=1, stable=True)
+    return tokens.masked_fill(left_out, 0).gather(1, order)
+
+
+def loss(model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss of one batch: symmetric contrastive for captions and views, cross-entropy over the table of classes."""
+    image = _embedding(model, "image", images, recipe, generator)
+    scale = model.logit_scale.exp()
+    if recipe.objective == "label":
+        return F.cross_entropy(scale * image @ F.normalize(model.classes, dim=-1).T, partners)
+    tower = "text" if recipe.objective == "caption" else "image"
+    return ClipLoss()(image, _embedding(model, tower, partners, recipe, generator), scale)
+
+
+def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where the tower is frozen."""
+    encode = models.encode_text if tower == "text" else models.encode_image
+    noise = recipe.text_noise if tower == "text" else recipe.image_noise
+    mixed = torch.autocast("cuda", dtype=torch.bfloat16) if x.device.type == "cuda" else nullcontext()
+    with mixed, torch.set_grad_enabled(torch.is_grad_enabled() and recipe.frozen != tower):
+        e = encode(model, x, unit=not (noise and recipe.noise_at == "before")).float()
+    if not noise:
+        return e
+    e = e + noise * torch.randn(e.shape, generator=generator).to(e.device)
+    return F.normalize(e, dim=-1) if recipe.noise_at == "before" else e
