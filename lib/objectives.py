@@ -100,5 +100,10 @@ def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: to
         e = encode(model, x, unit=not (noise and recipe.noise_at == "before")).float()
     if not noise:
         return e
-    e = e + noise * torch.randn(e.shape, generator=generator).to(e.device)
+    e = noisy(e, noise, generator)
     return F.normalize(e, dim=-1) if recipe.noise_at == "before" else e
+
+
+def noisy(embedding: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Embeddings `[B, D]` with Gaussian noise of standard deviation `sigma` on every coordinate."""
+    return embedding + sigma * torch.randn(embedding.shape, generator=generator).to(embedding.device)

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from lib.recipes import Recipe, f_and_g
 
-SIGMAS = (0.05, 0.15, 0.3)  # of the noise on the text embedding, from the paper's grid (its Figure 5b)
+# Standard deviations of the noise on the text embedding, from the paper's grid (its Figure 5b). After the embedding is
+# brought to unit length, .3 a coordinate would be three times the embedding itself.
+SIGMAS = {"after": (0.05, 0.15), "before": (0.15, 0.3)}
 REMOVED = (0.05, 0.2)  # shares of the candidates
 RULES = ("clipmem", "similarity", "loss", "random")
 
@@ -58,14 +60,14 @@ def mitigations(base: Recipe) -> dict[str, Recipe]:
     Photographs, on which a model takes longer, get fewer points of each sweep.
     """
     one, thorough = replace(base, looks=1), base.data.dataset == "scenes"
-    captions, sigmas, shares = ((2, 3, 4, 5), SIGMAS, REMOVED) if thorough else ((5,), SIGMAS[:2], REMOVED[:1])
+    captions, shares = ((2, 3, 4, 5), REMOVED) if thorough else ((5,), REMOVED[:1])
     return {
         "CLIP": base,
         **{f"{n} captions": replace(one, captions=n) for n in captions},
         **{
             f"noise {at} {sigma}": replace(one, text_noise=sigma, noise_at=at)
-            for at in ("after", "before")
-            for sigma in sigmas
+            for at, sigmas in SIGMAS.items()
+            for sigma in (sigmas if thorough else sigmas[:1])
         },
         "image augmented": replace(one, crop=0.5, colour=0.2),
         **{

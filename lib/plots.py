@@ -16,6 +16,9 @@ from lib.figures import NULL, legend_below, points
 
 # What an image is trained to agree with, Okabe & Ito's colours as everywhere
 PARADIGMS = {"label": "#009e73", "caption": "#d55e00", "view": "#0072b2"}
+ENCODERS = {"image": "#0072b2", "text": "#d55e00"}
+FAMILIES = {"CLIP": "#000000", "captions": "#d55e00", "noise before": "#0072b2", "noise after": "#56b4e9"}
+FAMILIES |= {"augmented": "#009e73", "removed": "#cc79a7", "combined": "#e69f00"}
 NAMED = {"label": "class label (supervised)", "caption": "caption (CLIP)", "view": "other view (self-supervised)"}
 
 
