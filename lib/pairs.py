@@ -25,7 +25,7 @@ from lib.sources import DataError, Place, Row, Source
 
 MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption that is skipped
 LARGE = 2**30  # bytes of images from which they stay on disk, memory-mapped
-FORMAT = 2  # raised when decoding changes: older folders are then left alone
+FORMAT = 3  # raised when decoding changes: older folders are then left alone
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 COLUMNS = {"pair_id": np.int64, "label": np.int64, "rarity": np.float32, "vagueness": np.float32}
 
@@ -43,6 +43,7 @@ class Pairs:
     rarity: np.ndarray | None  # float32 [N] in [0, 1], 1 = rarest
     vagueness: np.ndarray | None  # float32 [N, C] in [0, 1], 1 = vaguest
     fingerprint: str  # SHA-256 of the content, never of paths
+    label_sets: list[list[int]] | None = None  # N lists of the ids of an image's categories, empty: none known
 
 
 def folder_of(place: Place, columns: list[str], pixels: int | str) -> str:
@@ -87,16 +88,22 @@ def _read(folder: Path, name: str, pixels: int, label_names: tuple[str, ...]) ->
         images = np.fromfile(file, np.uint8).reshape(shape)
     else:
         images = np.memmap(file, np.uint8, "c", shape=shape)  # "c": torch wants it writable; the file stays as it is
-    content = _fingerprint(images, captions, [ids, labels] if rarity is None else [labels, rarity, vagueness])
-    return Pairs(name, images, captions, known["pair_id"], labels, label_names, rarity, vagueness, content)
+    sets = None if table["label_set"].null_count else table["label_set"].to_pylist()
+    columns = [ids, labels] if rarity is None else [labels, rarity, vagueness]
+    content = _fingerprint(images, captions, columns, sets)
+    return Pairs(name, images, captions, known["pair_id"], labels, label_names, rarity, vagueness, content, sets)
 
 
-def _fingerprint(images: np.ndarray, captions: list[list[str]], columns: list[np.ndarray | None]) -> str:
+def _fingerprint(
+    images: np.ndarray, captions: list[list[str]], columns: list[np.ndarray | None], label_sets: list[list[int]] | None
+) -> str:
     digest = hashlib.sha256(json.dumps([images.shape, captions]).encode())
     for start in range(0, len(images), 1024):
         digest.update(images[start : start + 1024].tobytes())
     for column in columns:
         digest.update(b"none" if column is None else f"{column.dtype}{column.shape}".encode() + column.tobytes())
+    if label_sets is not None:  # sets without keep the fingerprint that they had before there were any
+        digest.update(json.dumps(label_sets).encode())
     return digest.hexdigest()
 
 
@@ -145,4 +152,4 @@ def _write_images(file: Path, place: Place, source: Source) -> pa.Table:
         raise DataError(f"{found}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
     if problems:
         warnings.warn(f"{found}. They are skipped.", stacklevel=5)
-    return pa.table({name: [getattr(row, name) for row in kept] for name in ("captions", *COLUMNS)})
+    return pa.table({name: [getattr(row, name) for row in kept] for name in ("captions", "label_set", *COLUMNS)})

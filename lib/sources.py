@@ -5,7 +5,6 @@
 
 import difflib
 import hashlib
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from lib.decode import decode_image
 
 PRESETS = {"flickr8k": "jxie/flickr8k"}
 CAPTION_NAMES = ("captions", "caption", "sentences_raw")  # in this order; then caption_0, caption_1, …
@@ -48,6 +49,7 @@ class Row(NamedTuple):
     label: int | None = None  # -1: this row has none, None: the whole source has none
     rarity: float | None = None  # scenes only
     vagueness: list[float] | None = None  # scenes only, one a caption
+    label_set: list[int] | None = None  # of a column `labels`; empty: this row has none, None: the whole source
     problem: str = ""
 
 
@@ -126,12 +128,12 @@ def open_source(
     order = sorted(splits, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
     features = splits[order[0]].features
     image, captions = _find_image(place, features, image_column), _find_captions(place, features, caption_columns)
-    label = "label" if "int" in str(getattr(features.get("label"), "dtype", "")) else ""
-    parts = [splits[name].select_columns([image, *captions, *filter(None, [label])]) for name in order]
+    labels = _find_labels(features)
+    parts = [splits[name].select_columns([image, *captions, *labels]) for name in order]
     if isinstance(features[image], datasets.Image):  # decoded here, so that a broken image costs one row, not the set
         parts = [part.cast_column(image, datasets.Image(decode=False)) for part in parts]
-    rows = _rows(place, parts, lambda number, row: _decode(number, row, image, captions, label, pixels))
-    names = tuple(getattr(features.get(label), "names", None) or ())
+    rows = _rows(place, parts, lambda number, row: _decode(number, row, image, captions, set(labels), pixels))
+    names = next(iter(labels.values()), ())
     return Source(rows, _size(place, parts), names, f"images in '{image}', captions in {', '.join(captions)}")
 
 
@@ -189,6 +191,13 @@ def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ..
     return columns
 
 
+def _find_labels(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Which of `label` (an int) and `labels` (a list of ints) there are, with the names of their classes."""
+    kinds = {"label": features.get("label"), "labels": getattr(features.get("labels"), "feature", None)}
+    whole = {name: kind for name, kind in kinds.items() if "int" in str(getattr(kind, "dtype", ""))}
+    return {name: tuple(getattr(kind, "names", None) or ()) for name, kind in whole.items()}
+
+
 def _size(place: Place, parts: list[Any]) -> int | None:
     if place.kind == "parquet":
         return pq.read_metadata(place.target).num_rows
@@ -216,35 +225,18 @@ def _take(raw: Iterator[dict[str, Any]], place: Place, start: int) -> list[dict[
         raise DataError(f"{place.target}: breaks off after row {start} ({_said(error)}). Copy it again.") from error
 
 
-def _decode(number: int, row: dict[str, Any], image: str, captions: list[str], label: str, pixels: int) -> Row:
+def _decode(number: int, row: dict[str, Any], image: str, captions: list[str], labels: set[str], pixels: int) -> Row:
     values = [row[name] for name in captions]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
     if not texts:
         return Row(number, None, [], problem=f"row {number}: no caption that is not empty")
-    cell, known = row[image], row[label] if label else None
+    cell = row[image]
+    label = None if "label" not in labels else -1 if row["label"] is None else row["label"]
+    label_set = [one for one in row["labels"] or () if one is not None] if "labels" in labels else None
     try:
-        return Row(number, decode_image(cell, pixels), texts, -1 if label and known is None else known)
+        return Row(number, decode_image(cell, pixels), texts, label, label_set=label_set)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
         file = f" ({cell['path']})" if isinstance(cell, dict) and cell.get("path") else ""
         reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else _said(error)
         return Row(number, None, texts, problem=f"row {number}{file}: {reason}")
-
-
-def decode_image(cell: Any, pixels: int) -> np.ndarray:
-    """uint8 [3, pixels, pixels] of an image cell ({"bytes", "path"}, bytes, or a path). Raises what Pillow raises.
-
-    The shorter side is resized to `pixels` (bicubic, antialiased), the centre kept; what is transparent becomes white.
-    """
-    content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-    if not content:
-        raise ValueError("there is no image")
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts off instead of scaling
-            image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        square = ImageOps.fit(image.convert("RGB"), (pixels, pixels), method=Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

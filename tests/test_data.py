@@ -1,6 +1,8 @@
 """The cache, the split, and all of it together."""
 
 import errno
+import hashlib
+import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -68,6 +70,29 @@ def test_the_fingerprint_is_of_the_content(photos, tmp_path):
     changed["captions"][9] = ["another"]
     write_parquet(tmp_path / "moved.parquet", changed)
     assert load(Data(moved, pixels=8), tmp_path / "other").fingerprint != pairs.fingerprint
+
+
+def fingerprint_without_sets(pairs: Pairs) -> str:
+    """What a fingerprint was before there were label sets: runs of older data sets are found by it."""
+    numbers = [pairs.pair_ids, pairs.labels] if pairs.rarity is None else [pairs.labels, pairs.rarity, pairs.vagueness]
+    parts = [json.dumps([pairs.images.shape, pairs.captions]).encode(), pairs.images.tobytes()]
+    parts += [b"none" if x is None else f"{x.dtype}{x.shape}".encode() + x.tobytes() for x in numbers]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_sets_of_labels_are_kept_and_count_in_the_fingerprint_only_where_there_are_any(photos, tmp_path):
+    scenes, plain = load(Data("scenes", 16, **SIZES), tmp_path), load(Data(photos, pixels=8), tmp_path)
+    single = write_parquet(tmp_path / "single.parquet", columns(9, caption=["a"] * 9, label=list(range(9))))
+    for pairs in (scenes, plain, load(Data(single, pixels=8), tmp_path)):
+        assert pairs.label_sets is None and pairs.fingerprint == fingerprint_without_sets(pairs)
+    found = []
+    for sets in ([[3, 1], [], None], [[3, 1], [], [2]]):
+        path = write_parquet(tmp_path / "several.parquet", columns(3, caption=["a"] * 3, labels=sets))
+        first, again = (load(Data(path, pixels=8), tmp_path) for _ in range(2))
+        assert first.label_sets == again.label_sets == [one or [] for one in sets] and first.labels is None
+        assert first.fingerprint == again.fingerprint != fingerprint_without_sets(first)
+        found.append(first.fingerprint)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("damage", ["images.bin", "table.parquet", "meta.json", "one byte"])

@@ -67,6 +67,18 @@ def test_labels_come_along_with_their_names(tmp_path):
     assert pairs.labels.tolist() == [1, 0, 1] and pairs.label_names == ("cat", "dog")
 
 
+def test_sets_of_labels_come_along_with_their_names(tmp_path):
+    kind = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"), labels=datasets.List(kind))
+    rows = columns(3, caption=["a"] * 3, labels=[[1, 0], [], [1]])
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set.parquet")
+    pairs = load(Data(str(tmp_path / "set.parquet"), pixels=8), tmp_path / "cache")
+    assert pairs.label_sets == [[1, 0], [], [1]] and pairs.label_names == ("cat", "dog") and pairs.labels is None
+    texts = write_parquet(tmp_path / "texts.parquet", columns(3, labels=[["a cat", "one cat"]] * 3))
+    pairs = load(Data(texts, pixels=8, caption_columns=("labels",)), tmp_path / "cache")
+    assert pairs.captions[1] == ["a cat", "one cat"] and pairs.label_sets is None
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_image_folder_with_metadata_and_splits(tmp_path, kind):
     for part, split in enumerate(("test", "train")):
