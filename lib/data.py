@@ -56,12 +56,20 @@ def prepare(data: Data, cache: Path) -> Prepared:
     changed = corrupt(pairs.captions, subsets["candidate"], data.wrong, data.dosed, data.seed)
     _make_odd(pairs, subsets["candidate"], changed.kind, data)
     tokens, token_ids = tokenize(pairs, changed.captions, data.context, cache)
-    true, names = labels.targets(pairs, pairs.captions)
+    true, names = _classes(pairs)
     targets = labels.planted(true, changed.donor, changed.kind)
     table = _table(pairs, subsets, changed, true, targets)
     return Prepared(
         fitted, pairs, subsets, changed.captions, tokens, token_ids, targets, names, table, pairs.fingerprint
     )
+
+
+def _classes(pairs: Pairs) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`labels.targets`, or no class at all: only where labels are trained on are they needed."""
+    try:
+        return labels.targets(pairs, pairs.captions)
+    except DataError:
+        return np.zeros((len(pairs.images), 0), np.float32), ()
 
 
 def _make_odd(pairs: Pairs, candidates: np.ndarray, kind: np.ndarray, data: Data) -> None:
@@ -90,9 +98,13 @@ def _table(
         "vagueness": np.nan if pairs.vagueness is None else pairs.vagueness[rows, 0],
         "rarity": np.nan if pairs.rarity is None else pairs.rarity[rows],
         "mislabelled": (true[rows] != targets[rows]).any(axis=1),
-        "label": np.where(targets[rows].any(axis=1), targets[rows].argmax(axis=1), -1),
+        "label": _first_class(targets[rows]),
     }
     return pd.DataFrame(columns, index=pd.Index(rows, name="row"))
+
+
+def _first_class(targets: np.ndarray) -> np.ndarray:
+    return np.array([np.flatnonzero(row)[0] if row.any() else -1 for row in targets], np.int64)
 
 
 # --- load and check ---

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lib import probes, stats, sweep, tables
 from lib.data import Prepared
+from lib.probe_sets import Labelled
 from lib.recipes import Recipe, f_and_g
 
 FAMILIES = ("captions", "noise after", "noise before", "augmented", "removed", "combined")
@@ -38,7 +38,7 @@ def remaining_scores(
 
 
 def utilities(
-    conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, labelled: Sequence[Any]
+    conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, labelled: list[Labelled]
 ) -> pd.DataFrame:
     """Utility of every f: condition, seed, and the columns of `probes.utilities`."""
     name = "-".join(["utility", *(s.name for s in labelled)])

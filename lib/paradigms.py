@@ -66,13 +66,13 @@ def direct_scores(
         One row a (seed, pair): seed, pair_id, kind, mislabelled, rarity; label, caption, view (raw scores), and
         label_rank, caption_rank, view_rank in [0, 1], 1 = memorized most.
     """
-    merged = None
+    merged = pd.DataFrame()
     for name, base in conditions.items():
         scores = tables.scores(base, seeds, prepared, augmentations)
         scores = scores[scores["subset"] == "candidate"].rename(columns={DIRECT[name]: name})
         scores[f"{name}_rank"] = scores.groupby("seed")[name].rank(pct=True)
-        columns = ["seed", "pair_id", name, f"{name}_rank"] + (["kind", "rarity"] if merged is None else [])
-        merged = scores[columns] if merged is None else merged.merge(scores[columns], on=["seed", "pair_id"])
+        columns = ["seed", "pair_id", name, f"{name}_rank"] + (["kind", "rarity"] if merged.empty else [])
+        merged = scores[columns] if merged.empty else merged.merge(scores[columns], on=["seed", "pair_id"])
     return merged.merge(prepared.table[["pair_id", "mislabelled"]], on="pair_id")
 
 

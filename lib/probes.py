@@ -185,3 +185,16 @@ def _probed(
     accuracy, classes = zero_shot(model, test, test_y, names, prepared.token_ids, prompt)
     probe = linear_probe(train.numpy(), train_y, test.numpy(), test_y)
     return {"probe": probe, "zero_shot": accuracy, "classes": classes}
+
+
+def along_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str, float]:
+    """Utility on the disjoint pairs, quick enough for every look: `probe`, the ridge probe of the labels fitted on the
+    shared pairs (NaN without labels), and retrieval where there are captions."""
+    train, test = prepared.subsets["shared"], prepared.subsets["disjoint"]
+    image, text = embed(model, prepared, test, texts=objective == "caption")
+    found = {"probe": float("nan")}
+    if prepared.class_names:
+        seen = embed(model, prepared, train, texts=False)[0][0]
+        targets = prepared.targets[train], prepared.targets[test]
+        found["probe"] = ridge_probe(seen.numpy(), targets[0], image[0].numpy(), targets[1])
+    return found | (retrieval(image[0], text) if objective == "caption" else {})

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lib import figures, findings, models, plans, store, sweep
+from lib import figures, findings, labels, models, plans, store, sweep
 from lib.data import Prepared, prepare
 from lib.progress import report
 from lib.recipes import SCALES, Recipe, at_scale, key, slug
@@ -63,6 +63,8 @@ def begin(
     base = replace(base, data=prepared.data)
     available = prepared.tokens.shape[1]
     conditions = {name: r for name, r in plan(base).items() if r.captions <= available}
+    if any(r.objective == "label" for r in conditions.values()):
+        labels.targets(prepared.pairs, prepared.pairs.captions)  # says what is wrong where there are no classes
     recipes = plans.runs(conditions, range(seeds))
     if force:
         sweep.forget(recipes, prepared)

@@ -19,7 +19,7 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib import models, objectives, store, units, utility
+from lib import models, objectives, probes, store, units
 from lib.data import Prepared
 from lib.memorization import measure
 from lib.objectives import Resident, batch
@@ -182,7 +182,7 @@ def _look(model: CLIP, recipe: Recipe, prepared: Prepared, looks: list[pd.DataFr
     """Record the scores of every scored pair; return utility on the disjoint pairs and UnitMem by layer."""
     model.eval()
     looks.append(measure(model, recipe.objective, prepared, augmentations=0).assign(epoch=epoch))
-    found = utility.along_training(model, recipe.objective, prepared)
+    found = probes.along_training(model, recipe.objective, prepared)
     if len(look_epochs(recipe)) > 1:
         found |= units.along_training(model, prepared, training_rows(recipe, prepared))
     model.train()

@@ -2,27 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from open_clip.model import CLIP
 from torch import Tensor
-
-from lib import probes
-from lib.data import Prepared
-from lib.memorization import embed
-
-
-def along_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str, float]:
-    """Utility on the disjoint pairs, quick enough for every look: `probe`, a linear probe of the labels fitted on the
-    shared pairs (`probes.ridge_probe`), and retrieval where there are captions."""
-    train, test = prepared.subsets["shared"], prepared.subsets["disjoint"]
-    seen = embed(model, prepared, train, texts=False)[0][0]
-    image, text = embed(model, prepared, test, texts=objective == "caption")
-    features = torch.cat([seen, image[0]]).numpy()
-    targets = prepared.targets[np.concatenate([train, test])]
-    split = len(train)
-    found = {"probe": probes.ridge_probe(features[:split], targets[:split], features[split:], targets[split:])}
-    return found | (retrieval(image[0], text) if objective == "caption" else {})
 
 
 def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, float]:
