@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -23,28 +24,17 @@ import torch
 import torch.nn.functional as F
 from open_clip import get_tokenizer
 from open_clip.loss import ClipLoss
-from open_clip.model import CLIP
 from open_clip.transform import image_transform
 from PIL import Image
 from torch import Tensor
 
-from lib import models
-from lib.benchmark_work import waiter
+from lib import models, sweep
+from lib.benchmark_work import GPU_STEPS, in_turns, side_by_side, synthetic, wait
 from lib.data import Prepared
-from lib.recipes import Recipe
+from lib.recipes import SCALES, Data, Recipe
 
 NEEDS = {"braceexpand": "0.1.7", "webdataset": "1.0.2"}  # what open_clip_train imports and open_clip_torch leaves out
 WARM_UP = 2  # steps before the clock starts
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One training by open_clip_train that can be continued by an epoch at a time."""
-
-    model: CLIP
-    data: Any
-    optimiser: torch.optim.AdamW
-    args: Any
 
 
 def missing() -> list[str]:
@@ -52,19 +42,45 @@ def missing() -> list[str]:
     return [f"{name}=={version}" for name, version in NEEDS.items() if find_spec(name) is None]
 
 
-def prepare_peer(recipe: Recipe, prepared: Prepared, context: int, batches: int, folder: Path) -> Peer:
-    """Everything `train_one_epoch` needs, for an epoch of `batches` batches; the pictures are written to `folder`."""
-    from open_clip_train.data import get_csv_dataset
+def to_install() -> str:
+    """A note on what is missing, empty where nothing is."""
+    lacking = missing()
+    return f"to measure it: pip install {' '.join(lacking)}" if lacking else ""
 
-    where = models.device()
+
+def prepare_peer(recipe: Recipe, prepared: Prepared, context: int, batches: int, folder: Path) -> Callable[[], float]:
+    """Its training, ready for epochs of `batches` batches: every call trains one more and returns pairs a second.
+
+    The start of the workers and the first steps are not counted. The pictures are written to `folder`.
+    """
+    from open_clip_train.data import get_csv_dataset
+    from open_clip_train.scheduler import cosine_lr
+    from open_clip_train.train import train_one_epoch
+
     rows = np.concatenate([prepared.subsets[name] for name in recipe.trained_on])
-    table = _written(prepared, np.resize(rows, batches * recipe.batch), folder)
-    args = _arguments(recipe, table, where)
-    transform = image_transform(recipe.data.pixels, is_train=True)
+    args = _arguments(recipe, _written(prepared, np.resize(rows, batches * recipe.batch), folder))
     tokenizer = partial(_compact, get_tokenizer("ViT-B-32"), prepared.token_ids, prepared.tokens.shape[2], context)
-    data = {"train": get_csv_dataset(args, transform, is_train=True, tokenizer=tokenizer)}
-    model = models.build(recipe.model, recipe.data.pixels, len(prepared.token_ids), context, recipe.seed).to(where)
-    return Peer(model, data, _optimiser(model, args), args)
+    data = {"train": get_csv_dataset(args, image_transform(recipe.data.pixels, True), True, tokenizer=tokenizer)}
+    model = models.build(recipe.model, recipe.data.pixels, len(prepared.token_ids), context, recipe.seed)
+    optimiser = _optimiser(model.to(models.device()), args)
+    schedule = cosine_lr(optimiser, args.lr, 0, 10_000)
+
+    def rate() -> float:
+        begun: list[float] = []
+
+        def clocked(step: int) -> None:  # it is called at the start of every step
+            if len(begun) == WARM_UP:
+                wait()
+            begun.append(perf_counter())
+            schedule(step)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            train_one_epoch(model, data, ClipLoss(), 0, optimiser, None, clocked, None, args)
+        wait()
+        return recipe.batch * (len(begun) - WARM_UP) / (perf_counter() - begun[WARM_UP])
+
+    return rate
 
 
 def _written(prepared: Prepared, rows: np.ndarray, folder: Path) -> Path:
@@ -83,50 +99,62 @@ def _compact(tokenizer: Any, token_ids: np.ndarray, longest: int, context: int, 
     return F.pad(torch.from_numpy(ids), (0, context - longest))
 
 
-def _arguments(recipe: Recipe, table: Path, where: torch.device) -> Any:
+def _arguments(recipe: Recipe, table: Path) -> Any:
     """open_clip_train's own defaults, but for data, batch size, precision and one DataLoader worker a core."""
     from open_clip_train.distributed import init_distributed_device
     from open_clip_train.params import parse_args
 
+    kind = models.device().type
     words = ["--train-data", table, "--dataset-type", "csv", "--batch-size", recipe.batch, "--lr", recipe.lr]
-    words += ["--workers", os.cpu_count() or 1, "--device", where.type]
-    words += ["--precision", "amp_bf16" if where.type == "cuda" else "fp32"]
+    words += ["--workers", os.cpu_count() or 1, "--device", kind]
+    words += ["--precision", "amp_bf16" if kind == "cuda" else "fp32"]
     args = parse_args([str(word) for word in words])
     args.distill = args.wandb = False  # open_clip_train's `main` adds these two
     init_distributed_device(args)
     return args
 
 
-def _optimiser(model: CLIP, args: Any) -> torch.optim.AdamW:
+def _optimiser(model: torch.nn.Module, args: Any) -> torch.optim.AdamW:
     """AdamW as open_clip_train's `main` makes it."""
-    named = list(model.named_parameters())
-    free = [p for name, p in named if p.ndim < 2 or "bias" in name]
-    decayed = [p for name, p in named if not (p.ndim < 2 or "bias" in name)]
-    groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": args.wd}]
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for name, p in model.named_parameters():
+        parts[p.ndim < 2 or "bias" in name].append(p)
+    groups = [{"params": parts[1], "weight_decay": 0.0}, {"params": parts[0], "weight_decay": args.wd}]
     return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps)
 
 
-def rate(peer: Peer) -> float:
-    """Pairs a second of one `train_one_epoch`; the start of the workers and the first steps are not counted."""
-    from open_clip_train.scheduler import cosine_lr
-    from open_clip_train.train import train_one_epoch
+@torch.no_grad()
+def loss_gaps(recipe: Recipe, prepared: Prepared, context: int, batches: int) -> list[float]:
+    """For each of some batches, |loss of our forward pass, trimmed - loss of open_clip's own, padded to `context`|.
 
-    steps: list[float] = []
-    schedule = cosine_lr(peer.optimiser, peer.args.lr, 0, 10_000)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        scheduler = _clocked(schedule, steps, waiter(torch.device(peer.args.device)))
-        train_one_epoch(peer.model, peer.data, ClipLoss(), 0, peer.optimiser, None, scheduler, None, peer.args)
-    return peer.args.batch_size * (len(steps) - WARM_UP) / (perf_counter() - steps[WARM_UP])
+    Both models hold the same weights; what the longer context adds to the table of positions is never read.
+    """
+    rows = np.resize(np.concatenate([prepared.subsets[name] for name in recipe.trained_on]), (batches, recipe.batch))
+    length, size = prepared.tokens.shape[2], len(prepared.token_ids)
+    ours, theirs = (models.build(recipe.model, recipe.data.pixels, size, n, recipe.seed) for n in (length, context))
+    weights = {name: t for name, t in ours.state_dict().items() if name not in ("positional_embedding", "attn_mask")}
+    theirs.load_state_dict(weights, strict=False)
+    theirs.positional_embedding[:length] = ours.positional_embedding
+    gaps = []
+    for part in rows:
+        images = models.normalise(torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[part])))
+        tokens = torch.from_numpy(prepared.tokens[part, 0]).long()
+        trimmed = tokens[:, : int((tokens > 0).sum(dim=1).max())]
+        image, text = models.encode_image(ours, images), models.encode_text(ours, trimmed)
+        out = theirs(images, F.pad(tokens, (0, context - length)))
+        losses = (ClipLoss()(i, t, ours.logit_scale.exp()) for i, t in ((image, text), tuple(out.values())[:2]))
+        gaps.append(abs(float(next(losses)) - float(next(losses))))
+    return gaps
 
 
-def _clocked(schedule: Callable[[int], float], steps: list[float], wait: Callable[[], None]) -> Callable[[int], None]:
-    """The learning rate schedule, which is called at the start of every step, also noting when that was."""
-
-    def scheduler(step: int) -> None:
-        if len(steps) == WARM_UP:
-            wait()
-        steps.append(perf_counter())
-        schedule(step)
-
-    return scheduler
+def against_peer() -> tuple[tuple[float, ...], str]:
+    """How many times as fast as open_clip_train (77 tokens, bf16, one worker a core) the gpu scale's model trains."""
+    base = SCALES["gpu"].photos
+    data = Data("synthetic", base.data.pixels, GPU_STEPS * base.batch, 0, 0, 0, 0, context=base.data.context)
+    recipe, prepared = replace(base, data=data, trained_on=("shared",)), synthetic(data)
+    if lacking := to_install():
+        return (), lacking
+    with TemporaryDirectory() as folder:
+        theirs = prepare_peer(recipe, prepared, 77, GPU_STEPS, Path(folder))
+        found = in_turns({"ours": lambda: side_by_side(recipe, prepared, sweep.side_by_side()), "theirs": theirs})
+    return tuple(x / y for x, y in zip(*found.values(), strict=True)), ""

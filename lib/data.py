@@ -38,6 +38,11 @@ class Prepared:
     class_names: tuple[str, ...]  # K
     table: pd.DataFrame  # one row a pair of any subset, index = row; see `prepare`
     fingerprint: str  # of pairs
+    odd: np.ndarray  # bool [N], pictures that are shown as their negatives
+
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """The pictures of some rows as models see them, uint8 [R, 3, H, W]."""
+        return self.pairs.images[rows] ^ np.where(self.odd[rows], 255, 0).astype(np.uint8)[:, None, None, None]
 
 
 def prepare(data: Data, cache: Path) -> Prepared:
@@ -54,13 +59,13 @@ def prepare(data: Data, cache: Path) -> Prepared:
         warnings.warn(f"{pairs.name} is smaller than asked for; sizes are now {fitted.sizes()}", stacklevel=2)
     subsets = split(pairs, fitted)
     changed = corrupt(pairs.captions, subsets["candidate"], data.wrong, data.dosed, data.seed)
-    _make_odd(pairs, subsets["candidate"], changed.kind, data)
+    odd = _make_odd(subsets["candidate"], changed.kind, data)
     tokens, token_ids = tokenize(pairs, changed.captions, data.context, cache)
     true, names = _classes(pairs)
     targets = labels.planted(true, changed.donor, changed.kind)
     table = _table(pairs, subsets, changed, true, targets)
     return Prepared(
-        fitted, pairs, subsets, changed.captions, tokens, token_ids, targets, names, table, pairs.fingerprint
+        fitted, pairs, subsets, changed.captions, tokens, token_ids, targets, names, table, pairs.fingerprint, odd
     )
 
 
@@ -72,12 +77,12 @@ def _classes(pairs: Pairs) -> tuple[np.ndarray, tuple[str, ...]]:
         return np.zeros((len(pairs.images), 0), np.float32), ()
 
 
-def _make_odd(pairs: Pairs, candidates: np.ndarray, kind: np.ndarray, data: Data) -> None:
-    """Turn the pictures of some clean candidates into their negatives, in memory, and say so in `kind`."""
+def _make_odd(candidates: np.ndarray, kind: np.ndarray, data: Data) -> np.ndarray:
+    """Choose clean candidates whose pictures become negatives, bool [N], and say so in `kind`."""
     clean = np.sort(candidates)[kind[np.sort(candidates)] == "clean"]
     rows = np.random.default_rng([data.seed, 2]).permutation(clean)[: round(data.odd * len(candidates))]
-    pairs.images[rows] = 255 - pairs.images[rows]
     kind[rows] = "odd"
+    return kind == "odd"
 
 
 def _table(

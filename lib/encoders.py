@@ -72,10 +72,10 @@ def displacement(base: Recipe, changed: Mapping[str, Recipe], seeds: Sequence[in
 @torch.no_grad()
 def _moved(model: CLIP, recipe: Recipe, prepared: Prepared) -> float:
     where, rows = next(model.parameters()).device, prepared.subsets["external"]
-    images = torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[rows])).to(where)
+    images = torch.from_numpy(prepared.pictures(rows)).to(where)
     tokens = torch.from_numpy(prepared.tokens[rows]).long().to(where)
     every = torch.arange(len(rows), device=where)
-    pairs = objectives.Resident(images, every, tokens, torch.zeros(len(rows), 0, device=where))
+    pairs = objectives.Resident(images, every, tokens, torch.zeros(len(rows), 0, device=where), every < 0)
     x, partner = objectives.batch(pairs, every, recipe, torch.Generator().manual_seed(0))
     plain = models.encode_image(model, models.normalise(images)), models.encode_text(model, tokens[:, 0])
     changed = models.encode_image(model, x), models.encode_text(model, partner)

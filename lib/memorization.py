@@ -41,7 +41,7 @@ def embed(
     captions = []
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        images = torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[part])).to(where)
+        images = torch.from_numpy(prepared.pictures(part)).to(where)
         for a, view in enumerate(views):
             generator = torch.Generator().manual_seed(start * 1009 + a)
             x = models.random_crops(images, 0.9, generator) if augmentations else models.normalise(images)

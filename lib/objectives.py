@@ -31,12 +31,13 @@ class Resident:
     rows: Tensor  # [P], where the pairs lie in `images`
     tokens: Tensor  # [P, C, L]
     targets: Tensor  # [P, K], the share of each class in a pair's label
+    odd: Tensor  # bool [P], pictures that are shown as their negatives
 
 
 def batch(pairs: Resident, places: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Augmented images `[B, 3, H, W]` and their partners: tokens `[B, L]`, class shares `[B, K]` or views."""
     places = places.to(pairs.images.device)
-    images = pairs.images[pairs.rows[places]]
+    images = pairs.images[pairs.rows[places]] ^ (255 * pairs.odd[places]).to(torch.uint8)[:, None, None, None]
     first = augment(images, recipe.crop, recipe.colour, generator)
     if recipe.objective == "label":
         return first, pairs.targets[places]

@@ -27,6 +27,7 @@ MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption t
 LARGE = 2**30  # bytes of images from which they stay on disk, memory-mapped
 FORMAT = 3  # raised when decoding changes: older folders are then left alone
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # torch, of a map that it only reads
 COLUMNS = {"pair_id": np.int64, "label": np.int64, "rarity": np.float32, "vagueness": np.float32}
 
 
@@ -87,7 +88,7 @@ def _read(folder: Path, name: str, pixels: int, label_names: tuple[str, ...]) ->
     if file.stat().st_size < LARGE:
         images = np.fromfile(file, np.uint8).reshape(shape)
     else:
-        images = np.memmap(file, np.uint8, "c", shape=shape)  # "c": torch wants it writable; the file stays as it is
+        images = np.memmap(file, np.uint8, "r", shape=shape)  # "c" is refused for more than the memory
     sets = None if table["label_set"].null_count else table["label_set"].to_pylist()
     columns = [ids, labels] if rarity is None else [labels, rarity, vagueness]
     content = _fingerprint(images, captions, columns, sets)

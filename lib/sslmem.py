@@ -37,7 +37,7 @@ def image_views(
     """Unit-length embeddings `[A, N, D]` of `count` augmented views, the same ones for every model; on the CPU."""
     where, parts = next(model.parameters()).device, []
     for start in range(0, len(rows), CHUNK):
-        images = torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[rows[start : start + CHUNK]])).to(where)
+        images = torch.from_numpy(prepared.pictures(rows[start : start + CHUNK])).to(where)
         made = [change(images, torch.Generator().manual_seed(start * 1009 + a)) for a in range(count)]
         parts.append(torch.stack([models.encode_image(model, x).cpu() for x in made]))
     return torch.cat(parts, dim=1)

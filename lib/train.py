@@ -41,8 +41,8 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
         )
         for start in range(0, len(rows), 1024):  # in parts: a large data set does not fit in the host's memory
             images[start : start + 1024] = torch.from_numpy(source[rows[start : start + 1024]])
-    partners = torch.from_numpy(tokens).long().to(where), torch.from_numpy(targets).to(where)
-    return Resident(images, places.to(where), *partners)
+    others = torch.from_numpy(tokens).long(), torch.from_numpy(targets), torch.from_numpy(prepared.odd[rows])
+    return Resident(images, places.to(where), *(t.to(where) for t in others))
 
 
 def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:

@@ -47,7 +47,7 @@ def activations(model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations
 def _chunks(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Iterator[Tensor]:
     where = next(model.parameters()).device
     for start in range(0, len(rows), CHUNK):
-        yield torch.from_numpy(np.ascontiguousarray(prepared.pairs.images[rows[start : start + CHUNK]])).to(where)
+        yield torch.from_numpy(prepared.pictures(rows[start : start + CHUNK])).to(where)
 
 
 def _over_views(model: CLIP, images: Tensor, augmentations: int) -> list[Tensor]:
