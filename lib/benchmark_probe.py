@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import models, pairs, store, sweep, train
+from lib import models, objectives, pairs, store, sweep, train
 from lib.benchmark_work import captions, made_up, synthetic, untrained
 from lib.data import Prepared
+from lib.objectives import Resident
 from lib.recipes import SCALES, Data, Recipe
 
 
@@ -51,10 +52,11 @@ def first_step() -> dict[str, float]:
     recipe, where = SCALES["laptop"].photos, models.device()
     model = models.build(recipe.model, recipe.data.pixels, 8000, recipe.data.context, 0).to(where).train()
     images = torch.zeros(recipe.batch, 3, recipe.data.pixels, recipe.data.pixels, dtype=torch.uint8)
-    tokens = torch.arange(1, recipe.data.context + 1).expand(recipe.batch, -1)
-    resident = train.Resident(images.to(where), torch.arange(recipe.batch, device=where), tokens.to(where))
-    batch = train._batch(resident, torch.arange(recipe.batch), recipe.crop, torch.Generator())
-    float(train._step(model, train._optimiser(model, recipe, where), *batch))
+    tokens = torch.arange(1, recipe.data.context + 1).expand(recipe.batch, 1, -1)
+    every = torch.arange(recipe.batch, device=where)
+    resident = Resident(images.to(where), every, tokens.to(where), torch.zeros(recipe.batch, 0), every < 0)
+    made = objectives.batch(resident, torch.arange(recipe.batch), recipe, torch.Generator())
+    float(train.step(model, train.make_optimiser(model, recipe, where), objectives.loss(model, recipe, *made)))
     return {"megabytes": megabytes("VmHWM")}
 
 
@@ -94,13 +96,15 @@ def grown(
 def _step_seconds(recipe: Recipe, prepared: Prepared, steps: int) -> float:
     """Median seconds of a step, the making of its batch included; two more steps come before."""
     model = untrained(recipe, prepared).train()
-    optimiser = train._optimiser(model, recipe, models.device())
+    optimiser = train.make_optimiser(model, recipe, models.device())
     resident = train.resident(prepared, prepared.subsets["shared"], models.device())
     generator, times = torch.Generator().manual_seed(recipe.seed), [perf_counter()]
+    loss_of = train.fastest_loss(recipe, model, resident)
     order = torch.randperm(len(resident.rows), generator=generator)
     for i in range(steps + 2):
         rows = order[torch.arange(i * recipe.batch, (i + 1) * recipe.batch) % len(order)]
-        float(train._step(model, optimiser, *train._batch(resident, rows, recipe.crop, generator)))
+        made = objectives.batch(resident, rows, recipe, generator)
+        float(train.step(model, optimiser, loss_of(model, recipe, *made, generator)))
         times.append(perf_counter())
     return statistics.median(b - a for a, b in pairwise(times[2:]))
 
@@ -113,5 +117,5 @@ def write_mapped(folder: Path, pixels: int, count: int) -> None:
             block[:, :8] = np.arange(start, start + 1000)[:, None].view(np.uint8)
             block[: count - start].tofile(file)
     columns = {"captions": captions(count, 77), "pair_id": range(count)}
-    table = pd.DataFrame(columns | {name: [None] * count for name in ("label", "rarity", "vagueness")})
+    table = pd.DataFrame(columns | {name: [None] * count for name in ("label", "label_set", "rarity", "vagueness")})
     table.to_parquet(folder / "table.parquet", index=False)

@@ -21,9 +21,10 @@ from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import memorization, models, pairs, store, sweep, train
+from lib import memorization, models, pairs, store, sweep, tables, train
 from lib.captions import tokenize
 from lib.data import Prepared, prepare, split
+from lib.plans import null_recipe
 from lib.recipes import SCALES, Data, Recipe
 
 WORDS = 8000  # vocabulary of the made-up captions, near Flickr8k's 8,095
@@ -40,7 +41,7 @@ EPOCHS = 3  # of our loop in a turn; the first is not timed
 
 def workload(dataset: str | None, steps: int) -> tuple[Recipe, Prepared]:
     """The laptop recipe for photographs with an epoch of `steps` batches, and 100 pairs in every other subset."""
-    recipe = SCALES["laptop"].photos
+    recipe = replace(SCALES["laptop"].photos, batch=256)
     data = replace(recipe.data, dataset=dataset or "synthetic", shared=steps * recipe.batch - 100)
     data = replace(data, candidate=100, independent=100, external=100, disjoint=100)
     prepared = prepare(data, store.root() / "cache") if dataset else synthetic(data)
@@ -59,7 +60,9 @@ def made_up(data: Data, loaded: pairs.Pairs) -> Prepared:
     """`data.prepare` without a source: nothing is corrupted, and there is no table."""
     with TemporaryDirectory() as folder:
         tokens, token_ids = tokenize(loaded, loaded.captions, data.context, Path(folder))
-    return Prepared(data, loaded, split(loaded, data), loaded.captions, tokens, token_ids, pd.DataFrame(), "synthetic")
+    n = len(loaded.images)
+    none = np.zeros((n, 0), np.float32), (), pd.DataFrame(), "synthetic", np.zeros(n, bool)
+    return Prepared(data, loaded, split(loaded, data), loaded.captions, tokens, token_ids, *none)
 
 
 def captions(n: int, context: int) -> list[list[str]]:
@@ -112,12 +115,12 @@ def side_by_side(recipe: Recipe, prepared: Prepared, at_once: int) -> float:
 
 
 def timed_scoring(recipe: Recipe, prepared: Prepared, augmentations: int) -> float:
-    """Scored pairs a second of `memorization.alignment`, run as notebooks run it."""
+    """Scored pairs a second of `memorization.measure`, run as notebooks run it."""
     recipes = [replace(recipe, seed=seed) for seed in range(sweep.side_by_side())]
     scored = sum(len(rows) for rows in memorization.scored_rows(prepared).values())
 
     def work(r: Recipe, note: Any) -> None:
-        memorization.alignment(untrained(r, prepared).eval(), prepared, augmentations)
+        memorization.measure(untrained(r, prepared).eval(), r.objective, prepared, augmentations)
 
     start = perf_counter()
     sweep.each("benchmark", work, recipes)
@@ -126,8 +129,7 @@ def timed_scoring(recipe: Recipe, prepared: Prepared, augmentations: int) -> flo
 
 def untrained(recipe: Recipe, prepared: Prepared) -> CLIP:
     """An untrained model on the device."""
-    words, context = len(prepared.token_ids), prepared.tokens.shape[2]
-    return models.build(recipe.model, recipe.data.pixels, words, context, recipe.seed).to(models.device())
+    return train.fresh(recipe, prepared)
 
 
 def in_turns(contestants: dict[str, Callable[[], float]]) -> dict[str, tuple[float, ...]]:
@@ -237,5 +239,6 @@ def finding_minutes(dataset: str | None) -> tuple[tuple[float, ...], str]:
     prepared = prepare(replace(scale.photos.data, dataset=dataset), store.root() / "cache")
     with TemporaryDirectory() as folder, patch.dict(os.environ, CLIPMEM_RUNS=folder):
         start = perf_counter()
-        sweep.scores(replace(scale.photos, data=prepared.data), range(5), prepared, scale.augmentations)
+        base, seeds = replace(scale.photos, data=prepared.data), range(5)
+        tables.scores(base, seeds, prepared, scale.augmentations, null_recipe(base, seeds))
         return ((perf_counter() - start) / 60,), ""

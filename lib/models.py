@@ -155,7 +155,7 @@ def encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
     return torch.cat(groups)[order.argsort()]
 
 
-def _encode_text(model: CLIP, tokens: Tensor, unit: bool) -> Tensor:
+def _encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
     x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
     end = tokens.argmax(dim=1)  # the end token has the largest id
     x = _tower(model.transformer.resblocks, x, pooled=end, causal=True)

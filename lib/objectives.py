@@ -82,8 +82,13 @@ def drop_words(tokens: Tensor, share: float, generator: torch.Generator) -> Tens
     return tokens.masked_fill(left_out, 0).gather(1, order)
 
 
-def loss(model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator) -> Tensor:
-    """The loss of one batch: symmetric contrastive for captions and views, cross-entropy over the table of classes."""
+def loss(
+    model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """The loss of one batch: symmetric contrastive for captions and views, cross-entropy over the table of classes.
+
+    `generator` draws the noise of a recipe that has some.
+    """
     image = _embedding(model, "image", images, recipe, generator)
     scale = model.logit_scale.exp()
     if recipe.objective == "label":
@@ -92,7 +97,7 @@ def loss(model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generato
     return ClipLoss()(image, _embedding(model, tower, partners, recipe, generator), scale)
 
 
-def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:
     """Embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where the tower is frozen."""
     encode = models.encode_text if tower == "text" else models.encode_image
     noise = recipe.text_noise if tower == "text" else recipe.image_noise
@@ -105,6 +110,6 @@ def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: to
     return F.normalize(e, dim=-1) if recipe.noise_at == "before" else e
 
 
-def noisy(embedding: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+def noisy(embedding: Tensor, sigma: float, generator: torch.Generator | None) -> Tensor:
     """Embeddings `[B, D]` with Gaussian noise of standard deviation `sigma` on every coordinate."""
     return embedding + sigma * torch.randn(embedding.shape, generator=generator).to(embedding.device)

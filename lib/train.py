@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -27,6 +28,7 @@ from lib.recipes import Recipe, needed_before
 
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 Note = Callable[[float, float], None]
+Loss = Callable[..., Tensor]  # with the arguments of objectives.loss
 
 
 def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resident:
@@ -77,12 +79,13 @@ def train(
     if donor:
         state = {name: t for name, t in donor.items() if tower_of(name) == recipe.frozen}
         model.load_state_dict(state, strict=False)
-    optimiser = _optimiser(model, recipe, models.device())
+    optimiser = make_optimiser(model, recipe, models.device())
     pairs = resident(prepared, training_rows(recipe, prepared, left_out), models.device())
+    loss_of = fastest_loss(recipe, model, pairs)
     begun, history, looks = _resume(folder, model, optimiser)
     saved = monotonic()
     for epoch in range(begun, recipe.epochs):
-        history.append(_epoch(recipe, epoch, pairs, model, optimiser))
+        history.append(_epoch(recipe, epoch, pairs, model, optimiser, loss_of))
         if epoch + 1 in look_epochs(recipe):
             history[-1].update(_look(model, recipe, prepared, looks, epoch + 1))
         if monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < recipe.epochs:
@@ -104,14 +107,15 @@ def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | Non
 def estimate_seconds(recipe: Recipe, prepared: Prepared) -> float:
     """Seconds that training the recipe will take here, from three timed steps after a warm-up; nothing is kept."""
     model = fresh(recipe, prepared)
-    optimiser = _optimiser(model, recipe, models.device())
+    optimiser = make_optimiser(model, recipe, models.device())
     train_rows = len(training_rows(recipe, prepared))
     rows = np.resize(np.sort(prepared.subsets["shared"]), min(recipe.batch, train_rows))
     pairs, generator = resident(prepared, rows, models.device()), torch.Generator()
     started = monotonic()
     for i in range(4):
         started = monotonic() if i == 1 else started
-        float(_step(model, optimiser, recipe, *batch(pairs, torch.arange(len(rows)), recipe, generator), generator))
+        made = batch(pairs, torch.arange(len(rows)), recipe, generator)
+        float(step(model, optimiser, objectives.loss(model, recipe, *made, generator)))
     return (monotonic() - started) / 3 * (train_rows // len(rows)) * recipe.epochs
 
 
@@ -130,7 +134,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _optimiser(model: CLIP, recipe: Recipe, where: torch.device) -> torch.optim.AdamW:
+def make_optimiser(model: CLIP, recipe: Recipe, where: torch.device) -> torch.optim.AdamW:
     """AdamW as OpenCLIP sets it up: gains, biases and the temperature do not decay."""
     named = list(model.named_parameters())
     free = [p for name, p in named if p.ndim < 2 or "bias" in name]
@@ -139,7 +143,28 @@ def _optimiser(model: CLIP, recipe: Recipe, where: torch.device) -> torch.optim.
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=where.type in ("cpu", "cuda"))
 
 
-def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: torch.optim.AdamW) -> dict[str, Any]:
+def fastest_loss(recipe: Recipe, model: CLIP, pairs: Resident) -> Loss:
+    """`objectives.loss`, on CUDA compiled, after a trial on a batch; where that fails, as it is, with a warning.
+
+    With noise it stays as it is: the noise is drawn on the CPU, so that a seed gives the same one on every device.
+    """
+    if pairs.tokens.device.type != "cuda" or recipe.text_noise or recipe.image_noise:
+        return objectives.loss
+    compiled: Loss = torch.compile(objectives.loss, dynamic=False)
+    places = torch.arange(min(recipe.batch, len(pairs.rows)))
+    try:
+        compiled(model, recipe, *batch(pairs, places, recipe, torch.Generator())).backward()
+    except Exception as error:  # no compiler, no Triton, a GPU that is too old
+        warnings.warn(f"training is not compiled, and so slower: {type(error).__name__}: {error}", stacklevel=3)
+        return objectives.loss
+    finally:
+        model.zero_grad(set_to_none=True)
+    return lambda model, recipe, images, partners, generator: compiled(model, recipe, images, partners)
+
+
+def _epoch(
+    recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: torch.optim.AdamW, loss_of: Loss
+) -> dict[str, Any]:
     """One pass over the pairs; an incomplete last batch is left out, as in open_clip."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs.rows), generator=generator)
@@ -151,7 +176,7 @@ def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: 
         for group in optimiser.param_groups:
             group["lr"] = rate
         made = batch(pairs, order[i * size : (i + 1) * size], recipe, generator)
-        total += _step(model, optimiser, recipe, *made, generator)
+        total += step(model, optimiser, loss_of(model, recipe, *made, generator))
     return {
         "epoch": epoch + 1,
         "loss": float(total) / per_epoch,
@@ -160,16 +185,8 @@ def _epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: 
     }
 
 
-def _step(
-    model: CLIP,
-    optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
-    images: Tensor,
-    partners: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """One optimiser step on a batch; the loss, still on the device."""
-    loss = objectives.loss(model, recipe, images, partners, generator)
+def step(model: CLIP, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """One optimiser step; the loss, still on the device."""
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()

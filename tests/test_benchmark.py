@@ -175,7 +175,7 @@ def test_what_a_gpu_is_asked_adds_up(monkeypatch, made_up, recipe, prepared):
     monkeypatch.setattr(benchmark_work, "timed_training", lambda *args: 1000.0)
     monkeypatch.setattr(benchmark_work, "matrix_peak", lambda: 1e5)
     monkeypatch.setattr(benchmark_work, "prepare", lambda data, cache: prepared)
-    monkeypatch.setattr("lib.sweep.scores", lambda *args: None)
+    monkeypatch.setattr("lib.tables.scores", lambda *args: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
     share, ratio, minutes = benchmark.accelerator_rows("flickr8k")

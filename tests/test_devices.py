@@ -9,7 +9,8 @@ import torch
 from open_clip.loss import ClipLoss
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from lib import models, train
+from lib import models, objectives, train
+from lib.recipes import Recipe
 
 N, PIXELS, WORDS, CONTEXT = 60, 32, 100, 24
 
@@ -19,13 +20,15 @@ def everything(tiny, where):
     with torch.device(where):
         model = models.build("smoke", PIXELS, WORDS, CONTEXT, 0)
     images = torch.zeros(N, 3, PIXELS, PIXELS, dtype=torch.uint8, device=where)
-    tokens = torch.ones(N, CONTEXT, dtype=torch.long, device=where)
-    pairs = train.Resident(images, torch.arange(N, device=where), tokens)
-    return model, train._optimiser(model, tiny, where), pairs
+    tokens = torch.ones(N, 1, CONTEXT, dtype=torch.long, device=where)
+    every = torch.arange(N, device=where)
+    pairs = objectives.Resident(images, every, tokens, torch.zeros(N, 0, device=where), every < 0)
+    return model, train.make_optimiser(model, tiny, where), pairs
 
 
-def batch(tiny, pairs, rows=25):
-    return train._batch(pairs, torch.randperm(N)[:rows], tiny.crop, torch.Generator())
+def step(tiny, model, optimiser, pairs, rows=25):
+    made = objectives.batch(pairs, torch.randperm(N)[:rows], tiny, torch.Generator())
+    return train.step(model, optimiser, objectives.loss(model, tiny, *made))
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def whole_captions(monkeypatch):
 def test_a_whole_step_mixes_no_devices_and_waits_for_none(tiny, whole_captions):
     model, optimiser, pairs = everything(tiny, torch.device("meta"))
     for _ in range(2):  # the second finds the optimiser's state
-        loss = train._step(model, optimiser, *batch(tiny, pairs))
+        loss = step(tiny, model, optimiser, pairs)
     assert loss.device.type == "meta" and not loss.requires_grad
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called"):
         float(loss)
@@ -61,7 +64,7 @@ def test_a_step_on_cuda_is_mixed_precision_and_leaves_parameters_alone(tiny, mon
 
         monkeypatch.setattr(torch.Tensor, "backward", backward)
         for _ in range(2):
-            loss = train._step(model, optimiser, *batch(tiny, pairs))
+            loss = step(tiny, model, optimiser, pairs)
         assert loss.device.type == "cuda"
         assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cuda")}
         with pytest.raises(DataDependentOutputException):
@@ -69,14 +72,14 @@ def test_a_step_on_cuda_is_mixed_precision_and_leaves_parameters_alone(tiny, mon
     assert kinds == [torch.bfloat16] * 2
 
 
-def loss_of(model, images, tokens):
+def loss_of(model, recipe, images, tokens):
     image, text = models.encode_image(model, images), models.encode_text(model, tokens)
     return ClipLoss()(image.float(), text.float(), model.logit_scale.exp())
 
 
 def test_the_compiled_forward_is_one_graph_with_the_same_loss_and_gradients(whole_captions):
     torch.compiler.reset()
-    compiled = torch.compile(getattr(train, "_loss", loss_of), backend="aot_eager", dynamic=False, fullgraph=True)
+    compiled = torch.compile(objectives.loss, backend="aot_eager", dynamic=False, fullgraph=True)
     images = torch.randn(6, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[5] * n + [WORDS - 1] + [0] * (CONTEXT - n - 1) for n in range(2, 8)])
     for seed in (0, 1):  # the second model finds what was compiled for the first
@@ -84,7 +87,7 @@ def test_the_compiled_forward_is_one_graph_with_the_same_loss_and_gradients(whol
         with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
             for forward in (compiled, loss_of):
                 model.zero_grad(set_to_none=True)
-                loss = forward(model, images, tokens)
+                loss = forward(model, Recipe(), images, tokens)
                 loss.backward()
                 found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
         assert len(found[0]) == len(found[1]) > 30
@@ -92,15 +95,14 @@ def test_the_compiled_forward_is_one_graph_with_the_same_loss_and_gradients(whol
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(train, "_fastest_loss"), reason="nothing is compiled yet")
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(tiny, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
     model, _, pairs = everything(tiny, torch.device("meta"))
-    assert train._fastest_loss(tiny, model, pairs) is train._loss  # not on CUDA: not even tried
+    assert train.fastest_loss(tiny, model, pairs) is objectives.loss  # not on CUDA: not even tried
     with FakeTensorMode(), pytest.warns(UserWarning, match="no compiler") as told:
         model, _, pairs = everything(tiny, torch.device("cuda"))
-        assert train._fastest_loss(tiny, model, pairs) is train._loss
+        assert train.fastest_loss(tiny, model, pairs) is objectives.loss
     assert len(told) == 1
