@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from open_clip.model import CLIP
 
-from lib import models, objectives, sslmem, sweep, tables
+from lib import models, objectives, sslmem, stats, sweep, tables
 from lib.data import Prepared
 from lib.recipes import Recipe, f_and_g
 
@@ -104,3 +104,9 @@ def fall_at(displacement: float, steps: Sequence[tuple[float, pd.DataFrame]]) ->
     above = int(np.searchsorted(moved, displacement).clip(1, len(moved) - 1))
     share = float(np.clip((displacement - moved[above - 1]) / (moved[above] - moved[above - 1]), 0, 1))
     return steps[0][1].assign(fall=(1 - share) * falls[above - 1] + share * falls[above])
+
+
+def gap(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
+    """Mean of `column` in the first table minus that in the second, paired by seed and pair."""
+    both = first.merge(second, on=["seed", "pair_id"], suffixes=("_1", "_2"), validate="one_to_one")
+    return stats.mean(both.assign(gap=both[f"{column}_1"] - both[f"{column}_2"]), "gap")

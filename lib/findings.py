@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from lib import paper
 from lib.recipes import slug
+from lib.sources import PRESETS
 from lib.stats import VERDICTS, Estimate, verdict
 from lib.store import PROJECT as ROOT
 from lib.store import write_bytes
@@ -167,7 +168,8 @@ def read(root: Path = ROOT) -> pd.DataFrame:
 
 
 def _command(row: pd.Series) -> str:
-    data = "" if row["dataset"] == "scenes" else f" --dataset {row['dataset']}"
+    name = row["dataset"] if row["dataset"] in PRESETS else f"{row['dataset']}.parquet"
+    data = "" if row["dataset"] == "scenes" else f" --dataset {name}"
     return f"`./run_all.sh {row['scale']} --only {row['notebook'][:2]}{data}`"
 
 
