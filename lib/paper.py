@@ -44,6 +44,7 @@ REPORTS = {
     "2d": "about 0 for precise captions (Figure 1)",
     "2e": "above .89 for vague captions (Figure 1)",
     "2f": "above .89 for atypical images (Figure 1)",
+    "2g": "above .89 for atypical images (Figure 1)",
     "3a": "text .210, image .191 (the authors' later work)",
     "3c": "CLIPMem .423 with text augmented, .424 with images augmented (Table 1)",
     "3d": "noise on the text: .222 to .181; on the image: .222 to .201 (the authors' later work)",

@@ -24,8 +24,13 @@ def difference(part):
     return means["wrong"] - means["clean"]
 
 
+def odd_difference(part):
+    means = part.groupby("kind")["clipmem"].mean()
+    return means["odd"] - means["clean"]
+
+
 def gain(part):
-    part = part[part["kind"] != "dosed"]
+    part = part[part["kind"].isin(["clean", "wrong"])]
     wrong = part["kind"] == "wrong"
     free = {"similarity_g": -1, "similarity_f": -1, "loss_f": 1}
     best = max(roc_auc_score(wrong, sign * part[score]) for score, sign in free.items())
@@ -127,6 +132,7 @@ HEADLINES = {
     "2b": gain,
     "2c": rank_correlation("dose", ["clean", "dosed", "wrong"]),
     "2e": rank_correlation("vagueness", ["clean"]),
+    "2g": odd_difference,
     "2f": rank_correlation("rarity", ["clean"]),
 }
 
