@@ -88,11 +88,15 @@ def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.Dat
             axis + "err": np.abs(part[[f"{c}_low", f"{c}_high"]].to_numpy().T - part[c].to_numpy())
             for axis, c in (("x", "m"), ("y", "u"))
         }
-        ax.errorbar(part["m"], part["u"], **spans, linestyle="none", marker="o", ms=7, mec="white", capsize=2,
-                    alpha=0.9, elinewidth=0.8, color=colours.get(str(family), NULL), label=family)  # fmt: skip
+        colour = colours.get(str(family), NULL)
+        ax.errorbar(part["m"], part["u"], **spans, linestyle="none", alpha=0.35, elinewidth=0.8, color=colour)
+        ax.scatter(part["m"], part["u"], s=60, color=colour, edgecolor="white", zorder=4, label=family)
     front = rows.iloc[pareto(rows["m"], rows["u"])]
     ax.plot(front["m"], front["u"], color="black", linewidth=1, linestyle="--", zorder=1, label="Pareto front")
     for row in front.itertuples():
         ax.annotate(str(row.name), (row.m, row.u), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    for limits, values in ((ax.set_xlim, rows["m"]), (ax.set_ylim, rows["u"])):
+        margin = 0.35 * (values.max() - values.min()) or 0.1
+        limits(values.min() - margin, values.max() + margin)  # the points decide; a wide interval leaves the picture
     legend_below(ax)
     return rows.assign(on_front=[name in set(front["name"]) for name in rows["name"]])
