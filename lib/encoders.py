@@ -17,11 +17,11 @@ from lib.recipes import Recipe, f_and_g
 def at_matched_strength(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
     """SSLMem of both encoders for every candidate, the image's augmentation as strong as the captions' differences.
 
-    Strength is how far g, which saw neither, moves external inputs on average. Scores between two of `sslmem.CROPS` are
-    interpolated; where no crop moves the image encoder as far, the strongest is taken (`matched` says so).
+    Strength is how far g, which saw neither, moves external inputs on average. Scores between two of `sslmem.STRENGTHS`
+    are interpolated; where none moves the image encoder as far, the strongest is taken (`matched` says so).
 
     Returns:
-        One row a (seed, pair): seed, pair_id, kind, image, text, crop (share of the area), matched.
+        One row a (seed, pair): seed, pair_id, kind, image, text, crop (smallest share of the area), colour, matched.
     """
     rows = np.concatenate([prepared.subsets["candidate"], prepared.subsets["external"]])
     ids = prepared.pairs.pair_ids[rows]
@@ -39,18 +39,19 @@ def at_matched_strength(base: Recipe, seeds: Sequence[int], prepared: Prepared) 
 
 
 def _matched(of_f: pd.DataFrame, of_g: pd.DataFrame, held: int) -> pd.DataFrame:
-    columns = [f"crop_{crop}" for crop in sslmem.CROPS]
+    columns = [f"image_{i}" for i in range(len(sslmem.STRENGTHS))]
     moved, target = of_g[columns][held:].mean().to_numpy(), float(of_g["text"][held:].mean())
-    sslmem_by_crop = (of_g[columns] - of_f[columns])[:held].to_numpy()
+    by_strength = (of_g[columns] - of_f[columns])[:held].to_numpy()
     above = int(np.searchsorted(moved, target).clip(1, len(moved) - 1))
     share = float(np.clip((target - moved[above - 1]) / (moved[above] - moved[above - 1]), 0, 1))
-    image = (1 - share) * sslmem_by_crop[:, above - 1] + share * sslmem_by_crop[:, above]
+    crop, colour = (1 - share) * np.array(sslmem.STRENGTHS[above - 1]) + share * np.array(sslmem.STRENGTHS[above])
     return pd.DataFrame(
         {
             "pair_id": of_f["pair_id"][:held],
-            "image": image,
+            "image": (1 - share) * by_strength[:, above - 1] + share * by_strength[:, above],
             "text": (of_g["text"] - of_f["text"])[:held],
-            "crop": (1 - share) * sslmem.CROPS[above - 1] + share * sslmem.CROPS[above],
+            "crop": crop,
+            "colour": colour,
             "matched": bool(moved[0] <= target <= moved[-1]),
         }
     )

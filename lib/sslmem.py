@@ -8,6 +8,7 @@ the captions of one image play the part of the augmentations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -20,7 +21,9 @@ from lib import models, objectives
 from lib.data import Prepared
 
 VIEWS = 5
-CROPS = (0.9, 0.7, 0.5, 0.35, 0.2, 0.1)  # strengths among which the image's augmentation is matched to the captions'
+# (smallest crop, colour cast), from light to extreme: among them the image's augmentation is matched to the captions',
+# which move a text encoder nearly as far as another picture's caption would
+STRENGTHS = ((0.9, 0.0), (0.5, 0.0), (0.5, 0.25), (0.1, 0.45), (0.05, 0.8), (0.02, 1.0), (0.02, 1.5))
 CHUNK = 500
 
 
@@ -53,10 +56,14 @@ def caption_views(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def _augmented(images: Tensor, generator: torch.Generator, crop: float, colour: float) -> Tensor:
+    return objectives.augment(images, crop, colour, generator)
+
+
 def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray, pair_ids: np.ndarray) -> pd.DataFrame:
-    """L of both encoders of one model: columns pair_id, `text` (captions), and `crop_<share>` for each of CROPS."""
+    """L of both encoders of one model: columns pair_id, `text` (captions), and `image_<i>` for each of STRENGTHS."""
     table = {"pair_id": pair_ids, "text": distance(caption_views(model, prepared, rows)).double().numpy()}
-    for crop in CROPS:
-        views = image_views(model, prepared, rows, VIEWS, lambda x, g, crop=crop: models.random_crops(x, crop, g))
-        table[f"crop_{crop}"] = distance(views).double().numpy()
+    for i, (crop, colour) in enumerate(STRENGTHS):
+        change = partial(_augmented, crop=crop, colour=colour)
+        table[f"image_{i}"] = distance(image_views(model, prepared, rows, VIEWS, change)).double().numpy()
     return pd.DataFrame(table)
