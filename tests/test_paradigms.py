@@ -30,7 +30,7 @@ def tau(a, b):
 def test_agreement_counts_pairs_in_the_same_order():
     scores = made_up()
     by = {(name, s): part.set_index("pair_id")[name].to_dict() for name in NAMES for s, part in scores.groupby("seed")}
-    found = paradigms.agreement(scores).set_index(["first", "second", "seed"])["tau"]
+    found = paradigms.agreement(scores).set_index(["first", "second", "seed"])["tau"].sort_index()
     expected = {(a, b, s): tau(by[a, s], by[b, s]) for a, b in itertools.combinations(NAMES, 2) for s in range(3)}
     for name in NAMES:  # the ceiling: two seeds of one paradigm
         pairs = list(itertools.combinations(range(3), 2))
@@ -76,7 +76,9 @@ def test_values_are_compared_at_the_utility_that_all_reach():
     found = paradigms.at_matched_utility(both, "unitmem").set_index(["seed", "paradigm"])
     assert found["probe"].to_dict() == pytest.approx({(s, n): (0.5, 0.25)[s] for s in (0, 1) for n in curves})
     expected = {"label": 0.3, "caption": 0.4, "view": 0.3}
-    assert found["unitmem"].to_dict() == pytest.approx({(s, n): v * (1 + s) for s in (0, 1) for n, v in expected.items()})
+    assert found["unitmem"].to_dict() == pytest.approx(
+        {(s, n): v * (1 + s) for s in (0, 1) for n, v in expected.items()}
+    )
 
 
 def test_a_probe_that_falls_back_counts_from_where_it_first_was_as_good():

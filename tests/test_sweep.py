@@ -57,6 +57,19 @@ def test_progress_of_a_sweep_rises_to_its_end(prepared, tiny, tmp_path, monkeypa
     assert last["done"] == last["total"] == 3 and last["phase"] == "train 3 models"
 
 
+def test_what_others_start_from_is_trained_first_and_once(prepared, tiny, monkeypatch):
+    base, order, plain = replace(tiny, epochs=1, looks=1), [], train.train
+    monkeypatch.setattr(sweep, "side_by_side", lambda: 2)
+    monkeypatch.setattr(train, "train", lambda recipe, *rest: order.append(recipe) or plain(recipe, *rest))
+    starting = [replace(base, frozen="text"), replace(base, remove=5, remove_by="loss"), replace(base, frozen="image")]
+    sweep.train_all([*starting, *f_and_g(base, 0)], prepared)
+    assert len(order) == 5 and set(order[:2]) == set(f_and_g(base, 0)) and set(order[2:]) == set(starting)
+    sweep.forget(f_and_g(base, 0), prepared)
+    order.clear()
+    sweep.train_all([replace(recipe, epochs=2) for recipe in starting], prepared)  # none of what they need is asked for
+    assert len(order) == len(set(order)) == 5
+
+
 def test_side_by_side_gives_the_bits_of_one_after_another(prepared, tiny, monkeypatch):
     recipes = pair_study(replace(tiny, epochs=1), [0, 1])
     monkeypatch.setattr(sweep, "side_by_side", lambda: 3)

@@ -55,15 +55,26 @@ def same_files(a, b):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tiny, tmp_path, monkeypatch):
+VARIED = {
+    "captions": {"captions": 3, "word_dropout": 0.2, "text_noise": 0.1},
+    "label": {"objective": "label", "colour": 0.2},
+    "view": {"objective": "view", "epochs": 2, "looks": 1},
+    "frozen": {"frozen": "image"},
+}
+
+
+@pytest.mark.parametrize("varied", ["", *VARIED])
+def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tiny, tmp_path, monkeypatch, varied):
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    recipe = replace(tiny, **VARIED.get(varied, {}))
+    donor = train.fresh(replace(recipe, seed=9), prepared).state_dict() if recipe.frozen else None
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.train(tiny, prepared, whole, lambda done, total: None)
-    for stop in (1, 3):
+    train.train(recipe, prepared, whole, lambda done, total: None, donor)
+    for stop in (1, recipe.epochs - 1) if recipe.epochs > 2 else (1,):
         with pytest.raises(Interrupted):
-            train.train(tiny, prepared, parts, interrupt_after(stop))
+            train.train(recipe, prepared, parts, interrupt_after(stop), donor)
         assert (parts / "checkpoint.safetensors").is_file()
-    train.train(tiny, prepared, parts, lambda done, total: None)
+    train.train(recipe, prepared, parts, lambda done, total: None, donor)
     same_files(whole, parts)
     assert not (parts / "checkpoint.safetensors").exists()
 
