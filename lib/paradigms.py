@@ -110,5 +110,6 @@ def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
     for seed, part in history.groupby("seed"):
         level = part.groupby("paradigm")["probe"].max().min()
         for name, curve in part.sort_values("epoch").groupby("paradigm"):
-            rows.append((name, seed, float(np.interp(level, curve["probe"].cummax(), curve[value])), level))
+            best = curve.assign(probe=curve["probe"].cummax()).drop_duplicates("probe")  # where each was first reached
+            rows.append((name, seed, float(np.interp(level, best["probe"], best[value])), level))
     return pd.DataFrame(rows, columns=["paradigm", "seed", value, "probe"])

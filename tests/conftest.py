@@ -16,6 +16,7 @@ from lib.recipes import Data, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Recipe(Data("scenes", 32, 60, 40, 40, 40, 40), model="smoke", epochs=4, batch=25, looks=2)
+BRIEF = replace(TINY, epochs=2)  # what `trained` holds runs of
 
 torch.set_num_threads(1)
 
@@ -35,3 +36,15 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def tiny():
     return replace(TINY)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def trained(runs, shelf, monkeypatch):
+    """One store for all tests that only read runs: what one of them trains, the others find. The recipe to vary."""
+    monkeypatch.setenv("CLIPMEM_RUNS", str(shelf))
+    return replace(BRIEF)

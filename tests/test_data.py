@@ -178,11 +178,38 @@ def test_prepare_from_a_file(photos, tmp_path):
     assert table.groupby("subset").size().to_dict() == ready.data.sizes()
     for name, rows in ready.subsets.items():
         assert table.index[table.subset == name].tolist() == rows.tolist()
-    assert set(table.kind[table.subset != "candidate"]) == {"clean"} and (table.label == -1).all()
+    assert set(table.kind[table.subset != "candidate"]) == {"clean"}
     assert table.vagueness.isna().all() and table.rarity.isna().all()
     wrong = table[table.kind == "wrong"]
     assert len(wrong) == round(0.2 * ready.data.candidate) and (wrong.dose == 1).all()
     assert wrong.caption.tolist() == [ready.pairs.captions[donor][0] for donor in wrong.donor]
+    assert ready.class_names == ("dog", "cat", "bike", "tree")
+    spoken = ["dog", "cat", "bicycle", "tree"]
+    for row in table.itertuples():  # the label goes with the captions: a wrong pair has its donor's
+        classes, own = (
+            [k for k, word in enumerate(spoken) if word in " ".join(ready.pairs.captions[source])]
+            for source in (row.donor if row.kind == "wrong" else row.Index, row.Index)
+        )
+        assert row.label == (classes[0] if classes else -1) and row.mislabelled == (classes != own)
+    assert 0 < table.mislabelled.sum() <= len(wrong)
+
+
+def test_odd_candidates_are_clean_ones_shown_as_their_negatives(tmp_path):
+    ready = prepare(Data("scenes", 16, **SIZES, odd=0.25), tmp_path)
+    odd, table = np.flatnonzero(ready.odd), ready.table
+    assert len(odd) == round(0.25 * 60) and set(odd) <= set(ready.subsets["candidate"])
+    assert table.index[table.kind == "odd"].tolist() == odd.tolist()
+    assert (table.dose[odd] == 0).all() and (table.donor[odd] == -1).all() and not table.mislabelled[odd].any()
+    assert all(ready.captions[row] == ready.pairs.captions[row] for row in odd)
+    assert table.kind[table.subset == "candidate"].value_counts().to_dict() == {
+        "clean": 21, "odd": 15, "wrong": 12, "dosed": 12,
+    }  # fmt: skip
+    rows = ready.subsets["candidate"]
+    shown, plain = ready.pictures(rows).astype(int), ready.pairs.images[rows].astype(int)
+    assert np.array_equal(shown, np.where(ready.odd[rows, None, None, None], 255 - plain, plain))
+    without, other = prepare(replace(ready.data, odd=0.0), tmp_path), prepare(replace(ready.data, seed=1), tmp_path)
+    assert not without.odd.any() and without.captions == ready.captions
+    assert not np.array_equal(other.odd, ready.odd)
 
 
 def test_tokens_are_those_of_open_clip_in_fewer_numbers(photos, tmp_path):
@@ -244,4 +271,6 @@ def test_scenes_carry_their_truth(tmp_path, monkeypatch):
     assert len(ready.pairs.images) == len(ready.table) == 200 and ready.data == Data("scenes", 8, **SIZES)
     table = ready.table
     assert np.array_equal(table.rarity, ready.pairs.rarity) and np.array_equal(table.vagueness, ready.pairs.rarity)
-    assert (table.label == table.index % 3).all() and (table.pair_id == table.index).all()
+    given = np.where(table.kind == "wrong", table.donor, table.index) % 3
+    assert (table.label == given).all() and (table.pair_id == table.index).all()
+    assert (table.mislabelled == (given != table.index % 3)).all() and table.mislabelled.any()

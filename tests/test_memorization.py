@@ -1,6 +1,7 @@
 """Every vectorised score against a naive one, and planted memorization found."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -95,3 +96,40 @@ def test_views_are_the_same_for_every_model_and_chunking_changes_nothing(prepare
     in_parts = memorization.embed(model, prepared, rows)
     torch.testing.assert_close(in_parts[0], image, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(in_parts[1], text, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "at_a_look", "in_full"),
+    [
+        ("caption", {"plain", "contrast", "similarity", "loss"}, {"distance_image", "distance_text"}),
+        ("label", {"probability"}, {"distance_image"}),
+        ("view", {"distance_image"}, set()),
+    ],
+)
+def test_what_is_measured_follows_the_objective(prepared, objective, at_a_look, in_full):
+    classes = len(prepared.class_names) if objective == "label" else 0
+    size = len(prepared.token_ids), prepared.tokens.shape[2]
+    model = models.build("smoke", 32, *size, 0, classes=classes).eval()
+    rows = memorization.scored_rows(prepared)
+    for augmentations, columns in ((0, at_a_look), (2, at_a_look | in_full)):
+        table = memorization.measure(model, objective, prepared, augmentations)
+        assert set(table) == {"pair_id", "subset"} | columns and table.notna().all().all()
+        assert table.groupby("subset").size().to_dict() == {name: len(own) for name, own in rows.items()}
+        assert table["pair_id"].tolist() == prepared.pairs.pair_ids[np.concatenate(list(rows.values()))].tolist()
+
+
+def test_probability_is_what_the_model_gives_the_pairs_own_classes(prepared):
+    classes = len(prepared.class_names)
+    model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], 0, classes=classes).eval()
+    targets = prepared.targets.copy()
+    targets[prepared.subsets["candidate"][0]] = [0.5, 0.5, *[0] * (classes - 2)]  # of two classes
+    targets[prepared.subsets["candidate"][1]] = 0  # of none
+    several = replace(prepared, targets=targets)
+    found = memorization.measure(model, "label", several, 2).set_index("pair_id")["probability"]
+    table = model.classes.detach() / model.classes.detach().norm(dim=1, keepdim=True)
+    rows = np.concatenate(list(memorization.scored_rows(prepared).values()))
+    views = memorization.embed(model, prepared, rows, 2, texts=False)[0]
+    for place, row in enumerate(rows):
+        chances = [np.exp(float(model.logit_scale.detach().exp()) * (table @ view[place]).numpy()) for view in views]
+        own = [c[targets[row] > 0].sum() / c.sum() for c in chances]
+        assert found[prepared.pairs.pair_ids[row]] == pytest.approx(np.mean(own), abs=1e-5)

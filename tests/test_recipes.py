@@ -10,7 +10,8 @@ from conftest import ROOT
 
 from lib.recipes import SCALES, VERSION, Data, Recipe, at_scale, f_and_g, key, slug
 
-NUMERICS = ("captions", "data", "memorization", "models", "recipes", "train")
+NUMERICS = ("captions", "data", "encoders", "labels", "memorization", "models", "objectives", "probes", "recipes")
+NUMERICS += ("sslmem", "sweep", "train", "units", "utility")
 
 
 def test_key_ignores_where_the_data_lie():

@@ -79,6 +79,18 @@ def test_seeds_that_disagree_widen_the_interval_and_one_seed_says_so():
     assert calm.n == 25
 
 
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_over_seeds_is_scipys_t_interval_and_one_seed_has_none(level):
+    values = np.random.default_rng(0).normal(0.3, 0.1, 4)
+    found = stats.over_seeds(values, 77, level)
+    low, high = reference.t.interval(level, 3, loc=values.mean(), scale=reference.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
+    assert (found.seeds, found.n) == (4, 77) and found == stats.over_seeds(pd.Series(values), 77, level)
+    single = stats.over_seeds([0.3], 77)
+    assert (single.value, single.low, single.high, single.seeds) == (0.3, -np.inf, np.inf, 1)
+    assert stats.verdict(single) == "not testable at this scale"
+
+
 def test_an_interval_is_repeatable_and_2000_resamples_are_quick():
     table = scores(pairs=600)
     start = time.perf_counter()

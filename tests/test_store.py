@@ -99,6 +99,22 @@ def test_list_and_prune(runs, capsys):
     assert not old.exists() and store.finished("run", "good")
 
 
+def test_notebooks_that_use_a_run_are_remembered_and_listed(runs, capsys):
+    for key in ("k1", "k2", "k3"):
+        store.obtain("run", key, {"seed": 0}, build)
+    store.obtain("score", "k2-views5", {"run": "k2"}, build)
+    store.note_use("scenes-smoke", "04_mitigation", ["k1", "k2"])
+    store.note_use("my.photos-laptop", "01_paradigms", ["k2"])
+    assert store.uses() == {"k1": "04", "k2": "01, 04"}
+    used = store.entries().set_index("key")["notebooks"]
+    assert used.to_dict() == {"k1": "04", "k2": "01, 04", "k2-views5": "01, 04", "k3": ""}
+    store.main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "notebooks" in lines[1] and [line for line in lines if " k2 " in line and "01, 04" in line]
+    store.note_use("scenes-smoke", "04_mitigation", ["k3"])  # its plan has changed
+    assert store.uses() == {"k3": "04", "k2": "01"}
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     store.write_bytes(path, b"old")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lib import models, store, sweep, train
+from lib import memorization, models, objectives, store, sweep, tables, train
 from lib.recipes import f_and_g, key
 
 FILES = ("weights.safetensors", "history.parquet", "looks.parquet")
@@ -55,15 +55,26 @@ def same_files(a, b):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tiny, tmp_path, monkeypatch):
+VARIED = {
+    "captions": {"captions": 3, "word_dropout": 0.2, "text_noise": 0.1},
+    "label": {"objective": "label", "colour": 0.2},
+    "view": {"objective": "view", "epochs": 2, "looks": 1},
+    "frozen": {"frozen": "image"},
+}
+
+
+@pytest.mark.parametrize("varied", ["", *VARIED])
+def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tiny, tmp_path, monkeypatch, varied):
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    recipe = replace(tiny, **VARIED.get(varied, {}))
+    donor = train.fresh(replace(recipe, seed=9), prepared).state_dict() if recipe.frozen else None
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.train(tiny, prepared, whole, lambda done, total: None)
-    for stop in (1, 3):
+    train.train(recipe, prepared, whole, lambda done, total: None, donor)
+    for stop in (1, recipe.epochs - 1) if recipe.epochs > 2 else (1,):
         with pytest.raises(Interrupted):
-            train.train(tiny, prepared, parts, interrupt_after(stop))
+            train.train(recipe, prepared, parts, interrupt_after(stop), donor)
         assert (parts / "checkpoint.safetensors").is_file()
-    train.train(tiny, prepared, parts, lambda done, total: None)
+    train.train(recipe, prepared, parts, lambda done, total: None, donor)
     same_files(whole, parts)
     assert not (parts / "checkpoint.safetensors").exists()
 
@@ -77,7 +88,7 @@ def test_killed_process_continues_and_its_scores_are_the_same(prepared, tiny, tm
     train_once = train._epoch
     try:
         train._epoch = lambda recipe, epoch, *rest: (epochs.append(epoch), train_once(recipe, epoch, *rest))[1]
-        continued = sweep.alignment(tiny, prepared, 1)
+        continued = tables.measured(tiny, prepared, 1)
     finally:
         train._epoch = train_once
     assert epochs == [3]
@@ -85,7 +96,7 @@ def test_killed_process_continues_and_its_scores_are_the_same(prepared, tiny, tm
     same_files(folder, tmp_path / "whole")
     sweep.forget([tiny], prepared)
     store._problems.cache_clear()
-    pd.testing.assert_frame_equal(continued, sweep.alignment(tiny, prepared, 1))
+    pd.testing.assert_frame_equal(continued, tables.measured(tiny, prepared, 1))
 
 
 def test_f_and_g_start_from_the_same_weights_and_see_shared_pairs_at_the_same_steps(prepared, tiny):
@@ -100,11 +111,13 @@ def test_history_and_looks_record_what_they_say(prepared, tiny, tmp_path):
     train.train(tiny, prepared, tmp_path, lambda done, total: None)
     history = pd.read_parquet(tmp_path / "history.parquet")
     assert history["epoch"].tolist() == [1, 2, 3, 4]
-    assert history["image_to_text_r10"].notna().tolist() == [False, True, False, True]
+    for column in ("image_to_text_r10", "probe", "unitmem_1", "unitmem_2"):
+        assert history[column].notna().tolist() == [False, True, False, True]
+        assert history[column].dropna().between(0, 1).all()
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] < 1.3 * math.log(25)
     looks = pd.read_parquet(tmp_path / "looks.parquet")
     assert looks["epoch"].unique().tolist() == [2, 4]
-    final = sweep.memorization.alignment(_model(tiny, prepared, tmp_path), prepared, 0)
+    final = memorization.measure(_model(tiny, prepared, tmp_path), "caption", prepared, 0)
     np.testing.assert_allclose(looks.loc[looks["epoch"] == 4, "contrast"], final["contrast"], atol=1e-5)
 
 
@@ -138,5 +151,5 @@ def test_the_loss_on_a_batch_is_open_clips(prepared, tiny):
     expected = (
         torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
     ) / 2
-    ours = train._step(model, torch.optim.SGD(model.parameters(), lr=0.0), images, tokens)
+    ours = train.step(model, torch.optim.SGD(model.parameters(), lr=0.0), objectives.loss(model, tiny, images, tokens))
     assert float(ours) == pytest.approx(float(expected.detach()), abs=1e-5)
