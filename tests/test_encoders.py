@@ -10,19 +10,19 @@ import torch
 from lib import encoders, models, objectives, sslmem, sweep, tables
 from lib.recipes import f_and_g
 
-CROPS = [f"crop_{crop}" for crop in sslmem.CROPS]
+COLUMNS = [f"image_{i}" for i in range(len(sslmem.STRENGTHS))]
 
 
 @pytest.fixture
 def made_up(prepared, tiny, monkeypatch):
-    """Distances of f and g of two seeds: g moves external pairs by .1, .2, ... .6 with rising strength of the crop."""
+    """Distances of f and g of two seeds: g moves external pairs by .1, .2, ... .7 with rising strength."""
     rng, of = np.random.default_rng(0), {}
     rows = np.concatenate([prepared.subsets["candidate"], prepared.subsets["external"]])
     for recipe in (r for seed in (0, 1) for r in f_and_g(tiny, seed)):
-        table = pd.DataFrame(rng.random((len(rows), 7)), columns=["text", *CROPS])
+        table = pd.DataFrame(rng.random((len(rows), 8)), columns=["text", *COLUMNS])
         if "independent" in recipe.trained_on:
-            spread = table.loc[40:, CROPS] - table.loc[40:, CROPS].mean()
-            table.loc[40:, CROPS] = spread + 0.1 * np.arange(1, 7)
+            spread = table.loc[40:, COLUMNS] - table.loc[40:, COLUMNS].mean()
+            table.loc[40:, COLUMNS] = spread + 0.1 * np.arange(1, 8)
         of[recipe] = table.assign(pair_id=prepared.pairs.pair_ids[rows])
     monkeypatch.setattr(tables, "kept", lambda name, recipe, prepared, make: of[recipe])
     return of
@@ -31,10 +31,10 @@ def made_up(prepared, tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("moved", "below", "share", "matched"),
     [
-        (0.25, 1, 0.5, True),  # half-way between the second and the third crop
-        (0.58, 4, 0.8, True),
-        (0.03, 0, 0.0, False),  # captions differ less than the weakest crops do
-        (0.9, 4, 1.0, False),  # captions differ more than the strongest ones do
+        (0.25, 1, 0.5, True),  # half-way between the second and the third strength
+        (0.68, 5, 0.8, True),
+        (0.03, 0, 0.0, False),  # captions differ less than the weakest views do
+        (0.9, 5, 1.0, False),  # captions differ more than the strongest ones do
     ],
 )
 def test_images_are_augmented_as_strongly_as_captions_differ(prepared, tiny, made_up, moved, below, share, matched):
@@ -47,10 +47,11 @@ def test_images_are_augmented_as_strongly_as_captions_differ(prepared, tiny, mad
         f, g = (made_up[r].set_index("pair_id") for r in f_and_g(tiny, seed))
         for row in found[found["seed"] == seed].itertuples():
             of_f, of_g = f.loc[row.pair_id], g.loc[row.pair_id]
-            weak, strong = (of_g[CROPS[place]] - of_f[CROPS[place]] for place in (below, below + 1))
+            weak, strong = (of_g[COLUMNS[place]] - of_f[COLUMNS[place]] for place in (below, below + 1))
             assert row.image == pytest.approx((1 - share) * weak + share * strong)
             assert row.text == pytest.approx(of_g["text"] - of_f["text"]) and row.matched == matched
-            assert row.crop == pytest.approx((1 - share) * sslmem.CROPS[below] + share * sslmem.CROPS[below + 1])
+            between = (1 - share) * np.array(sslmem.STRENGTHS[below]) + share * np.array(sslmem.STRENGTHS[below + 1])
+            assert (row.crop, row.colour) == pytest.approx(tuple(between))
     kinds = prepared.table.set_index("pair_id")["kind"]
     assert found["kind"].tolist() == kinds.loc[found["pair_id"]].tolist()
 
@@ -85,9 +86,9 @@ def test_a_fall_is_interpolated_between_augmentations_and_never_beyond_them(disp
 
 def test_a_small_study_of_encoders(prepared, trained):
     found = encoders.at_matched_strength(trained, [0], prepared)
-    assert list(found) == ["pair_id", "image", "text", "crop", "matched", "seed", "kind"]
+    assert list(found) == ["pair_id", "image", "text", "crop", "colour", "matched", "seed", "kind"]
     assert set(found["pair_id"]) == set(prepared.pairs.pair_ids[prepared.subsets["candidate"]]) and len(found) == 40
-    assert found[["image", "text"]].notna().all().all() and found["crop"].between(0.1, 0.9).all()
+    assert found[["image", "text"]].notna().all().all() and found["crop"].between(0.02, 0.9).all()
     retrained = {"text": replace(trained, frozen="image"), "image": replace(trained, frozen="text")}
     each = {name: tables.scores(r, [0], prepared, 2) for name, r in {"CLIP": trained, **retrained}.items()}
     assert all(len(table) == 160 and table["clipmem"].notna().all() for table in each.values())
