@@ -11,7 +11,7 @@ from open_clip.model import CLIP
 
 from lib import models, objectives, sslmem, stats, sweep, tables
 from lib.data import Prepared
-from lib.recipes import Recipe, f_and_g
+from lib.recipes import Recipe, f_and_g, key
 
 
 def at_matched_strength(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
@@ -40,10 +40,10 @@ def at_matched_strength(base: Recipe, seeds: Sequence[int], prepared: Prepared) 
 
 def _matched(of_f: pd.DataFrame, of_g: pd.DataFrame, held: int) -> pd.DataFrame:
     columns = [f"image_{i}" for i in range(len(sslmem.STRENGTHS))]
-    moved, target = of_g[columns][held:].mean().to_numpy(), float(of_g["text"][held:].mean())
+    moved, target = of_g[columns][held:].mean().cummax().to_numpy(), float(of_g["text"][held:].mean())
     by_strength = (of_g[columns] - of_f[columns])[:held].to_numpy()
     above = int(np.searchsorted(moved, target).clip(1, len(moved) - 1))
-    share = float(np.clip((target - moved[above - 1]) / (moved[above] - moved[above - 1]), 0, 1))
+    share = float(np.clip((target - moved[above - 1]) / max(moved[above] - moved[above - 1], 1e-9), 0, 1))
     crop, colour = (1 - share) * np.array(sslmem.STRENGTHS[above - 1]) + share * np.array(sslmem.STRENGTHS[above])
     return pd.DataFrame(
         {
@@ -61,11 +61,13 @@ def displacement(base: Recipe, changed: Mapping[str, Recipe], seeds: Sequence[in
     """How far each training augmentation of `changed` moves an embedding of `base`'s g: mean L2 distance over external
     pairs and seeds, by name."""
 
+    names = "-".join(key(recipe, prepared.fingerprint)[:6] for recipe in changed.values())
+
     def of(recipe: Recipe) -> pd.DataFrame:
         def make(model: CLIP) -> pd.DataFrame:
             return pd.DataFrame([{name: _moved(model, r, prepared) for name, r in changed.items()}])
 
-        return tables.kept("displacement", recipe, prepared, make)
+        return tables.kept(f"displacement-{names}", recipe, prepared, make)
 
     return pd.concat([of(f_and_g(base, seed)[1]) for seed in seeds]).mean()
 
@@ -103,7 +105,7 @@ def fall_at(displacement: float, steps: Sequence[tuple[float, pd.DataFrame]]) ->
     moved = np.array([0.0, *(step[0] for step in steps)])
     falls = np.stack([np.zeros(len(steps[0][1])), *(step[1]["fall"] for step in steps)])
     above = int(np.searchsorted(moved, displacement).clip(1, len(moved) - 1))
-    share = float(np.clip((displacement - moved[above - 1]) / (moved[above] - moved[above - 1]), 0, 1))
+    share = float(np.clip((displacement - moved[above - 1]) / max(moved[above] - moved[above - 1], 1e-9), 0, 1))
     return steps[0][1].assign(fall=(1 - share) * falls[above - 1] + share * falls[above])
 
 

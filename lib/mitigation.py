@@ -66,7 +66,10 @@ def summary(scores: pd.DataFrame, utility: pd.DataFrame, measure: str, memorizat
 
 
 def less_memorized(scores: pd.DataFrame, name: str, memorization: str = "clipmem") -> stats.Estimate:
-    """CLIPMem of the same candidates without the mitigation minus with it, paired by seed and pair."""
+    """CLIPMem of the same candidates without the mitigation minus with it, paired by seed and pair.
+
+    Not for removal, where every seed trains on other candidates: `stats.mean` raises a ValueError then.
+    """
     plain, other = (scores[scores["condition"] == c][["seed", "pair_id", memorization]] for c in ("CLIP", name))
     both = plain.merge(other, on=["seed", "pair_id"], suffixes=("", "_other"))
     return stats.mean(both.assign(fall=both[memorization] - both[f"{memorization}_other"]), "fall")

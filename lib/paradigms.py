@@ -98,7 +98,7 @@ def between(taus: pd.DataFrame) -> np.ndarray:
 
 
 def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
-    """`value` of every paradigm and seed where its linear probe first reaches what the weakest of them ends with.
+    """`value` of every paradigm and seed where its linear probe first reaches the best that the weakest of them reaches.
 
     Args:
         history: paradigm, seed, epoch, probe and `value` at the looks along training.
