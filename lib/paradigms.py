@@ -98,7 +98,7 @@ def between(taus: pd.DataFrame) -> np.ndarray:
 
 
 def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
-    """`value` of every paradigm and seed where its linear probe first reaches the best that the weakest of them reaches.
+    """`value` of every paradigm and seed where its linear probe first reaches the best of the weakest one.
 
     Args:
         history: paradigm, seed, epoch, probe and `value` at the looks along training.
