@@ -115,7 +115,7 @@ OTHERS = {
     "1e": between,
     "3a": encoder_gap("CLIP"),
     "3b": condition_gap("text retrained", "image retrained"),
-    "3c": condition_gap("fall, words dropped", "fall, images, as far as words dropped"),
+    "3c": condition_gap("fall, words dropped, matched", "fall, images, matched to words dropped"),
     "3d": condition_gap("fall, text noise", "fall, image noise"),
     "3e": encoder_gap("narrow image tower"),
     "3f": encoder_gap("narrow text tower"),
