@@ -37,6 +37,15 @@ def remaining_scores(
     return pd.concat(parts, ignore_index=True)
 
 
+def offsets(
+    conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, augmentations: int
+) -> pd.Series:
+    """Mean CLIPMem of the external pairs, which neither f nor g saw, by condition: how far f and g differ as a whole."""
+    found = {name: tables.scores(base, seeds, prepared, augmentations) for name, base in conditions.items()}
+    means = {name: scores.loc[scores["subset"] == "external", "clipmem"].mean() for name, scores in found.items()}
+    return pd.Series(means, name="external")
+
+
 def utilities(
     conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, labelled: list[Labelled]
 ) -> pd.DataFrame:
