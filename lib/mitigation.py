@@ -40,7 +40,7 @@ def remaining_scores(
 def offsets(
     conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, augmentations: int
 ) -> pd.Series:
-    """Mean CLIPMem of the external pairs, which neither f nor g saw, by condition: how far f and g differ as a whole."""
+    """Mean CLIPMem of the external pairs, which neither f nor g saw, by condition: how far the two differ at all."""
     found = {name: tables.scores(base, seeds, prepared, augmentations) for name, base in conditions.items()}
     means = {name: scores.loc[scores["subset"] == "external", "clipmem"].mean() for name, scores in found.items()}
     return pd.Series(means, name="external")
