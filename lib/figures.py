@@ -49,7 +49,7 @@ SCORE = "CLIPMem (raw)"
 
 
 def theme() -> None:
-    """Set the style of all figures, readable at a notebook's width and on a slide, and let tables show whole sentences."""
+    """The style of all figures, readable at a notebook's width and on a slide; tables show whole sentences."""
     pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="whitegrid", palette=list(COLOURS.values())[:6])
     plt.rcParams.update({"figure.figsize": (7.5, 4.2), "figure.constrained_layout.use": True})
