@@ -103,7 +103,10 @@ def _report(place: Place, notebook: Path) -> None:
 
     try:
         executed = nbformat.read(place.file(notebook, ".ipynb"), as_version=4)
-        resources = {"metadata": {"path": str(notebook.parent), "name": notebook.stem}}  # where its images are found
+        for cell in executed.cells:  # nbconvert embeds only what lies below its path
+            if cell.cell_type == "markdown":
+                cell.source = cell.source.replace("](../", "](")
+        resources = {"metadata": {"path": str(place.project), "name": notebook.stem}}
         text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=resources)
         place.file(notebook, ".html").write_text(text)
     except Exception:

@@ -75,6 +75,7 @@ def test_smoke_runs_every_notebook_and_a_second_call_trains_nothing(copy, tmp_pa
         executed = copy / "runs" / "executed" / "scenes-smoke" / path.name
         counts = [cell["execution_count"] for cell in json.loads(executed.read_text())["cells"] if "outputs" in cell]
         assert counts == list(range(1, len(counts) + 1)) and executed.with_suffix(".html").is_file()
+        assert 'src="../' not in executed.with_suffix(".html").read_text(), "a picture that is not in the report"
         results = json.loads((copy / "runs" / "results" / "scenes-smoke" / f"{path.stem}.json").read_text())
         assert all((copy / figure).is_file() for figure in results["figures"])
         if path.stem != "00_tour":  # it shows what others found
