@@ -195,8 +195,7 @@ def uses() -> dict[str, str]:
 
 
 def entries() -> pd.DataFrame:
-    """All entries: kind, key, state (`done`, `unfinished`, `old version`, `broken copy`), megabytes, the notebooks that
-    use it, about."""
+    """All entries: kind, key, state (`done`, `unfinished`, `old version`, `broken copy`), megabytes, notebooks, …"""
     rows, used = [], uses()
     for about_file in sorted(root().glob("*/*/about.json")):
         folder, about = about_file.parent, json.loads(about_file.read_text())
@@ -212,8 +211,8 @@ def entries() -> pd.DataFrame:
 
 def _list() -> int:
     table = entries()
-    print(f"{len(table)} entries in {root()}, {table['megabytes'].sum():.0f} MB")
-    print(table.to_string(index=False, max_colwidth=100) if len(table) else "")
+    total = f"{len(table)} entries in {root()}, {table['megabytes'].sum():.0f} MB"
+    print(f"{total}\n{table.to_string(index=False, max_colwidth=100)}" if len(table) else total)
     return 0
 
 
