@@ -49,7 +49,8 @@ def offsets(
 def utilities(
     conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, labelled: list[Labelled]
 ) -> pd.DataFrame:
-    """Utility of every f: condition, seed, and the columns of `probes.utilities`."""
+    """Utility of every f: condition, seed, the columns of `probes.utilities`, and tested, the images of the smallest
+    test."""
     name = "-".join(["utility", *(s.name for s in labelled)])
 
     def of(recipe: Recipe) -> pd.DataFrame:
@@ -58,7 +59,8 @@ def utilities(
     f_of = {(condition, seed): f_and_g(base, seed)[0] for condition, base in conditions.items() for seed in seeds}
     found = sweep.each("utility", lambda recipe, note: of(recipe), list(f_of.values()))
     rows = zip(f_of, found, strict=True)
-    return pd.concat([table.assign(condition=c, seed=s) for (c, s), table in rows], ignore_index=True)
+    tested = min([len(prepared.subsets["disjoint"]), *(len(s.test_targets) for s in labelled)])
+    return pd.concat([table.assign(condition=c, seed=s, tested=tested) for (c, s), table in rows], ignore_index=True)
 
 
 def summary(scores: pd.DataFrame, utility: pd.DataFrame, measure: str, memorization: str = "clipmem") -> pd.DataFrame:
@@ -68,7 +70,7 @@ def summary(scores: pd.DataFrame, utility: pd.DataFrame, measure: str, memorizat
     for name in dict.fromkeys(scores["condition"]):
         by_seed = scores[scores["condition"] == name].groupby("seed")[memorization].mean()
         m = stats.over_seeds(by_seed, len(scores))
-        u = stats.over_seeds(utility.loc[utility["condition"] == name, measure], 1000)
+        u = stats.over_seeds(utility.loc[utility["condition"] == name, measure], int(utility["tested"].min()))
         limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
         rows.append({"name": name, "family": family(name), **limits})
     return pd.DataFrame(rows)
@@ -87,7 +89,7 @@ def less_memorized(scores: pd.DataFrame, name: str, memorization: str = "clipmem
 def more_useful(utility: pd.DataFrame, measure: str, name: str, than: str = "CLIP") -> stats.Estimate:
     """`measure` under one condition minus that under another, paired by seed; the test images are taken as given."""
     wide = utility.pivot(index="seed", columns="condition", values=measure)
-    return stats.over_seeds((wide[name] - wide[than]).to_numpy(), 1000)
+    return stats.over_seeds((wide[name] - wide[than]).to_numpy(), int(utility["tested"].min()))
 
 
 def range_effect(scores: pd.DataFrame, name: str) -> stats.Estimate:

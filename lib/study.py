@@ -57,35 +57,29 @@ def begin(
     figures.theme()
     base = at_scale(scale, dataset)
     columns = tuple(name.strip() for name in captions.split(",") if name.strip())
-    base = replace(base, data=replace(base.data, caption_columns=columns))
     report("data", 0, 1)
-    prepared = prepare(base.data, store.root() / "cache")
+    prepared = prepare(replace(base.data, caption_columns=columns), store.root() / "cache")
     base = replace(base, data=prepared.data)
-    available = prepared.tokens.shape[1]
-    conditions = {name: r for name, r in plan(base).items() if r.captions <= available}
-    if any(r.objective == "label" for r in conditions.values()):
-        labels.targets(prepared.pairs, prepared.pairs.captions)  # says what is wrong where there are no classes
+    conditions = _possible(plan(base), prepared)
     recipes = plans.runs(conditions, range(seeds))
     if force:
         sweep.forget(recipes, prepared)
     keys = [key(r, prepared.fingerprint) for r in recipes]
     store.note_use(f"{slug(dataset)}-{scale}", notebook, keys)
-    study = Study(
-        notebook=notebook,
-        dataset=dataset,
-        scale=scale,
-        seeds=tuple(range(seeds)),
-        base=base,
-        prepared=prepared,
-        augmentations=SCALES[scale].augmentations,
-        conditions=conditions,
-        recipes=tuple(recipes),
-        null=plans.null_recipe(base, range(seeds)),
-        about=figures.provenance(notebook, dataset, scale, seeds, keys),
-    )
+    about = figures.provenance(notebook, dataset, scale, seeds, keys)
+    null, augmentations = plans.null_recipe(base, range(seeds)), SCALES[scale].augmentations
+    named = (notebook, dataset, scale, tuple(range(seeds)), base, prepared, augmentations)
+    study = Study(*named, conditions, tuple(recipes), null, about)
     print(_provenance(study))
     print(_plan(study))
     return study
+
+
+def _possible(conditions: dict[str, Recipe], prepared: Prepared) -> dict[str, Recipe]:
+    """The conditions that the data have enough captions for. Raises DataError where classes are needed and lacking."""
+    if any(r.objective == "label" for r in conditions.values()):
+        labels.targets(prepared.pairs, prepared.pairs.captions)
+    return {name: r for name, r in conditions.items() if r.captions <= prepared.tokens.shape[1]}
 
 
 def _provenance(study: Study) -> str:

@@ -22,7 +22,7 @@ def made_up(seeds=3, pairs=25):
             columns = {"condition": name, "seed": seed, "pair_id": rng.permutation(pairs), "clipmem": raw}
             columns["clipmem_normalised"] = raw / (raw.max() - raw.min())
             scores.append(pd.DataFrame(columns))
-            utility.append({"condition": name, "seed": seed, "probe": rng.normal(0.6, 0.05)})
+            utility.append({"condition": name, "seed": seed, "probe": rng.normal(0.6, 0.05), "tested": 40})
     return pd.concat(scores, ignore_index=True), pd.DataFrame(utility).sample(frac=1, random_state=0)
 
 
