@@ -128,7 +128,7 @@ make_environment() {
 run_tests() {
   local status=0
   cd "$root" || exit 1
-  unset CLIPMEM_RUNS CLIPMEM_RUN_ID CLIPMEM_PROGRESS CLIPMEM_COMMAND CLIPMEM_JOBS
+  unset CLIPMEM_RUNS CLIPMEM_RUN_ID CLIPMEM_PROGRESS CLIPMEM_COMMAND CLIPMEM_JOBS CLIPMEM_BEGUN
   echo "== ruff" && "$1" -m ruff check lib tests notebooks || status=1
   echo "== mypy" && "$1" -m mypy || status=1
   echo "== pytest" && "$1" -m pytest || status=1

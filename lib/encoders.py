@@ -42,8 +42,7 @@ def _matched(of_f: pd.DataFrame, of_g: pd.DataFrame, held: int) -> pd.DataFrame:
     columns = [f"image_{i}" for i in range(len(sslmem.STRENGTHS))]
     moved, target = of_g[columns][held:].mean().cummax().to_numpy(), float(of_g["text"][held:].mean())
     by_strength = (of_g[columns] - of_f[columns])[:held].to_numpy()
-    above = int(np.searchsorted(moved, target).clip(1, len(moved) - 1))
-    share = float(np.clip((target - moved[above - 1]) / max(moved[above] - moved[above - 1], 1e-9), 0, 1))
+    above, share = _place(moved, target)
     crop, colour = (1 - share) * np.array(sslmem.STRENGTHS[above - 1]) + share * np.array(sslmem.STRENGTHS[above])
     return pd.DataFrame(
         {
@@ -55,6 +54,12 @@ def _matched(of_f: pd.DataFrame, of_g: pd.DataFrame, held: int) -> pd.DataFrame:
             "matched": bool(moved[0] <= target <= moved[-1]),
         }
     )
+
+
+def _place(moved: np.ndarray, target: float) -> tuple[int, float]:
+    """Where a displacement lies among rising ones: the step above it, and its share of the way from the step below."""
+    above = int(np.searchsorted(moved, target).clip(1, len(moved) - 1))
+    return above, float(np.clip((target - moved[above - 1]) / max(moved[above] - moved[above - 1], 1e-9), 0, 1))
 
 
 def displacement(base: Recipe, changed: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared) -> pd.Series:
@@ -104,8 +109,7 @@ def fall_at(displacement: float, steps: Sequence[tuple[float, pd.DataFrame]]) ->
     steps = sorted(steps, key=lambda step: step[0])
     moved = np.array([0.0, *(step[0] for step in steps)])
     falls = np.stack([np.zeros(len(steps[0][1])), *(step[1]["fall"] for step in steps)])
-    above = int(np.searchsorted(moved, displacement).clip(1, len(moved) - 1))
-    share = float(np.clip((displacement - moved[above - 1]) / max(moved[above] - moved[above - 1], 1e-9), 0, 1))
+    above, share = _place(moved, displacement)
     return steps[0][1].assign(fall=(1 - share) * falls[above - 1] + share * falls[above])
 
 

@@ -5,6 +5,8 @@ CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,11 +14,12 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib import models, sslmem
+from lib import sslmem
 from lib.data import Prepared
+from lib.embeddings import of_images, of_texts
+from lib.objectives import other_view
 
 SUBSETS = ("shared", "candidate", "independent", "external")
-CHUNK = 500  # pairs encoded at a time
 
 
 def scored_rows(prepared: Prepared) -> dict[str, np.ndarray]:
@@ -25,31 +28,6 @@ def scored_rows(prepared: Prepared) -> dict[str, np.ndarray]:
     shared, n = prepared.subsets["shared"], len(prepared.subsets["candidate"])
     evenly = np.unique(np.linspace(0, len(shared) - 1, min(n, len(shared))).round().astype(int))
     return {name: shared[evenly] if name == "shared" else prepared.subsets[name] for name in SUBSETS}
-
-
-@torch.no_grad()
-def embed(
-    model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations: int = 0, texts: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Unit-length embeddings of pairs: images `[A, N, D]` and first captions `[N, D]` (`texts`: or none), on the CPU.
-
-    With `augmentations` 0 there is one view, the picture as it is; else A random crops of 90 % or more of it, the same
-    ones for every model.
-    """
-    where = next(model.parameters()).device
-    views: list[list[Tensor]] = [[] for _ in range(max(1, augmentations))]
-    captions = []
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        images = torch.from_numpy(prepared.pictures(part)).to(where)
-        for a, view in enumerate(views):
-            generator = torch.Generator().manual_seed(start * 1009 + a)
-            x = models.random_crops(images, 0.9, generator) if augmentations else models.normalise(images)
-            view.append(models.encode_image(model, x).cpu())
-        if texts:
-            tokens = torch.from_numpy(prepared.tokens[part, 0]).long().to(where)
-            captions.append(models.encode_text(model, tokens).cpu())
-    return torch.stack([torch.cat(view) for view in views]), torch.cat(captions) if texts else torch.empty(0)
 
 
 def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,49 +64,53 @@ def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor
     return (losses[0] + losses[1]) / 2
 
 
-def measure(model: CLIP, objective: str, prepared: Prepared, augmentations: int) -> pd.DataFrame:
+def measure(
+    model: CLIP, objective: str, prepared: Prepared, augmentations: int, subsets: Sequence[str] = SUBSETS
+) -> pd.DataFrame:
     """What one model knows of every scored pair; `augmentations` 0, as along training, takes pictures as they are.
 
     Returns:
-        One row a pair: pair_id, subset, and
+        One row a pair of `subsets` (what it holds does not depend on which others are asked for): pair_id, subset, and
         under the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the
         picture as it is); held-out pairs are the external ones;
         under `label`: `probability`, what the model gives the pair's own classes;
         with augmentations, or under `view`: `distance_image` and `distance_text`, L of SSLMem of either encoder.
     """
-    scored = scored_rows(prepared)
-    rows = np.concatenate(list(scored.values()))
-    subset = np.repeat(list(scored), [len(r) for r in scored.values()])
-    found: dict[str, Tensor] = {}
+    external, parts = prepared.subsets["external"], []
     if objective == "caption":
-        found = _alignment(model, prepared, rows, augmentations)
-    if objective == "label":
-        found["probability"] = _probability(model, prepared, rows, augmentations)
-    if augmentations or objective == "view":
-        views = sslmem.VIEWS if augmentations else 2
-        found["distance_image"] = sslmem.distance(sslmem.image_views(model, prepared, rows, views))
-    if augmentations and objective == "caption":
-        found["distance_text"] = sslmem.distance(sslmem.caption_views(model, prepared, rows))
-    numbers = {name: values.double().numpy() for name, values in found.items()}
-    return pd.DataFrame({"pair_id": prepared.pairs.pair_ids[rows], "subset": subset, **numbers})
+        held = of_images(model, prepared.pictures, external)[0], of_texts(model, prepared, external)
+    for subset, rows in ((name, scored_rows(prepared)[name]) for name in subsets):
+        found: dict[str, Tensor] = {}
+        if objective == "caption":
+            found = _alignment(model, prepared, rows, augmentations, held)
+        if objective == "label":
+            found["probability"] = _probability(model, prepared, rows, augmentations)
+        if augmentations or objective == "view":
+            views = sslmem.VIEWS if augmentations else 2
+            found["distance_image"] = sslmem.distance(of_images(model, prepared.pictures, rows, views, other_view))
+        if augmentations and objective == "caption":
+            found["distance_text"] = sslmem.distance(sslmem.caption_views(model, prepared, rows))
+        numbers = {name: values.double().numpy() for name, values in found.items()}
+        parts.append(pd.DataFrame({"pair_id": prepared.pairs.pair_ids[rows], "subset": subset, **numbers}))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _alignment(model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations: int) -> dict[str, Tensor]:
+def _alignment(
+    model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations: int, held: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
     place = {row: i for i, row in enumerate(prepared.subsets["external"])}
     own = torch.tensor([place.get(row, -1) for row in rows])
-    image, text = embed(model, prepared, rows)
-    held = torch.tensor([i for i, row in enumerate(rows) if row in place])
-    views = embed(model, prepared, rows, augmentations)[0] if augmentations else image
-    plain, contrast = align(views, text, image[0, held], text[held], own)
-    scale = float(model.logit_scale.detach().exp())
-    loss = pair_loss(image[0], text, image[0, held], text[held], own, scale)
-    return {"plain": plain, "contrast": contrast, "similarity": (image[0] * text).sum(dim=1), "loss": loss}
+    plain, text = of_images(model, prepared.pictures, rows), of_texts(model, prepared, rows)
+    views = of_images(model, prepared.pictures, rows, augmentations) if augmentations else plain
+    forms = dict(zip(("plain", "contrast"), align(views, text, *held, own), strict=True))
+    loss = pair_loss(plain[0], text, *held, own, float(model.logit_scale.detach().exp()))
+    return {**forms, "similarity": (plain[0] * text).sum(dim=1), "loss": loss}
 
 
 @torch.no_grad()
 def _probability(model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations: int) -> Tensor:
     """Probability `[N]` of each pair's own classes together, the mean over its views."""
-    views = embed(model, prepared, rows, augmentations, texts=False)[0]
+    views = of_images(model, prepared.pictures, rows, augmentations)
     table = F.normalize(model.classes, dim=-1).cpu()
     chances = (float(model.logit_scale.exp()) * views @ table.T).softmax(dim=-1).mean(dim=0)
     return (chances * torch.from_numpy(prepared.targets[rows] > 0)).sum(dim=1)

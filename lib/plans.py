@@ -10,8 +10,8 @@ from lib.recipes import Recipe, f_and_g
 # Standard deviations of the noise on the text embedding, from the paper's grid (its Figure 5b). After the embedding is
 # brought to unit length, .3 a coordinate would be three times the embedding itself.
 SIGMAS = {"after": (0.05, 0.15), "before": (0.15, 0.3)}
-REMOVED = (0.05, 0.2)  # shares of the candidates
-RULES = ("clipmem", "similarity", "loss", "random")
+# share of the candidates -> by which rules they are removed
+REMOVED = {0.05: ("clipmem", "similarity", "loss", "random"), 0.2: ("clipmem", "random")}
 
 
 def null_recipe(base: Recipe, seeds: Sequence[int]) -> Recipe:
@@ -66,7 +66,7 @@ def mitigations(base: Recipe) -> dict[str, Recipe]:
             "5 captions": replace(one, captions=5),
             "noise after 0.05": replace(one, text_noise=0.05, noise_at="after"),
             "noise before 0.15": replace(one, text_noise=0.15, noise_at="before"),
-            **{f"5% removed by {rule}": _removed(base, 0.05, rule) for rule in RULES if rule != "loss"},
+            **{f"5% removed by {rule}": _removed(base, 0.05, rule) for rule in REMOVED[0.05] if rule != "loss"},
         }
     return {
         "CLIP": base,
@@ -77,7 +77,11 @@ def mitigations(base: Recipe) -> dict[str, Recipe]:
             for sigma in sigmas
         },
         "image augmented": replace(one, crop=0.5, colour=0.2),
-        **{f"{share:.0%} removed by {rule}": _removed(base, share, rule) for share in REMOVED for rule in RULES},
+        **{
+            f"{share:.0%} removed by {rule}": _removed(base, share, rule)
+            for share, rules in REMOVED.items()
+            for rule in rules
+        },
         "combined": replace(one, captions=5, text_noise=0.15, noise_at="before", crop=0.5, colour=0.2),
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lib import models
 from lib.captions import encode
 from lib.data import Prepared
-from lib.memorization import CHUNK, embed
+from lib.embeddings import of_images, of_texts
 from lib.probe_sets import Labelled
 from lib.utility import retrieval
 
@@ -80,6 +80,7 @@ def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, 
         train: features [N, D] with targets [N, K] as of `labels.targets`.
         test: features [M, D] with targets [M, K].
     """
+    from sklearn.linear_model import RidgeCV
     from sklearn.metrics import average_precision_score
 
     single = all(((t > 0).sum(axis=1) <= 1).all() for t in (train_targets, test_targets))
@@ -88,23 +89,12 @@ def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, 
         train, train_targets, test, test_targets = train[known], train_targets[known], test[asked], test_targets[asked]
     if not len(train) or not test_targets.any():
         return float("nan")
-    scores = _ridge(*_standardised(train, test), train_targets.astype(float))
+    train, test = _standardised(train, test)
+    scores = RidgeCV(alphas=len(train) * np.array(SHRINKAGES)).fit(train, train_targets.astype(float)).predict(test)
     if single:
         return float((scores.argmax(axis=1) == test_targets.argmax(axis=1)).mean())
     classes = np.flatnonzero(test_targets.any(axis=0))
     return float(np.mean([average_precision_score(test_targets[:, k] > 0, scores[:, k]) for k in classes]))
-
-
-def _ridge(train: np.ndarray, test: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Predictions [M, K] of the ridge whose leave-one-out error is smallest; one decomposition serves all of them."""
-    values, vectors = np.linalg.eigh(train.T @ train)
-    rotated, centred = train @ vectors, y - y.mean(axis=0)
-    against, squared, weights, errors = rotated.T @ centred, rotated**2, [], []
-    for damped in (np.maximum(values, 0) + shrinkage * len(train) for shrinkage in SHRINKAGES):
-        weights.append(against / damped[:, None])
-        leverage = squared @ (1 / damped) + 1 / len(train)
-        errors.append(np.square((centred - rotated @ weights[-1]) / np.maximum(1e-9, 1 - leverage)[:, None]).mean())
-    return y.mean(axis=0) + test @ vectors @ weights[int(np.argmin(errors))]
 
 
 def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,14 +134,6 @@ def zero_shot(
 # --- all of it ---
 
 
-@torch.no_grad()
-def features(model: CLIP, images: np.ndarray, rows: np.ndarray) -> Tensor:
-    """Unit-length embeddings [R, D], on the CPU, of the R `rows` of uint8 images [N, 3, H, W] as they are."""
-    where = next(model.parameters()).device
-    parts = (torch.from_numpy(images[rows[start : start + CHUNK]]).to(where) for start in range(0, len(rows), CHUNK))
-    return torch.cat([models.encode_image(model, models.normalise(part)).cpu() for part in parts])
-
-
 def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict[str, float]:
     """What one model is good for, each in [0, 1].
 
@@ -160,17 +142,18 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict
     same for `labels`, the probe trained on the clean shared and independent pairs and all tested on the disjoint ones.
     """
     disjoint = prepared.subsets["disjoint"]
-    image, text = embed(model, prepared, disjoint)
-    found = retrieval(image[0], text)
+    image = of_images(model, prepared.pictures, disjoint)[0]
+    found = retrieval(image, of_texts(model, prepared, disjoint))
     for one in labelled:
-        train, test = (features(model, x, np.arange(len(x))) for x in (one.train_images, one.test_images))
+        both = one.train_images, one.test_images
+        train, test = (of_images(model, x.__getitem__, np.arange(len(x)))[0] for x in both)
         answers = _probed(model, prepared, train, one.train_targets, test, one.test_targets, one.class_names)
         found |= {f"{what}_{one.name}": value for what, value in answers.items()}
     labels = prepared.pairs.labels
     if labels is not None:
         rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
         rows, known = rows[labels[rows] >= 0], labels[disjoint] >= 0
-        train, test = features(model, prepared.pairs.images, rows), image[0][torch.from_numpy(known)]
+        train, test = of_images(model, prepared.pictures, rows)[0], image[torch.from_numpy(known)]
         names = prepared.pairs.label_names
         answers = _probed(model, prepared, train, labels[rows], test, labels[disjoint[known]], names)
         found |= {f"{what}_labels": value for what, value in answers.items()}
@@ -191,10 +174,8 @@ def along_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str,
     """Utility on the disjoint pairs, quick enough for every look: `probe`, the ridge probe of the labels fitted on the
     shared pairs (NaN without labels), and retrieval where there are captions."""
     train, test = prepared.subsets["shared"], prepared.subsets["disjoint"]
-    image, text = embed(model, prepared, test, texts=objective == "caption")
-    found = {"probe": float("nan")}
+    image, found = of_images(model, prepared.pictures, test)[0], {"probe": float("nan")}
     if prepared.class_names:
-        seen = embed(model, prepared, train, texts=False)[0][0]
-        targets = prepared.targets[train], prepared.targets[test]
-        found["probe"] = ridge_probe(seen.numpy(), targets[0], image[0].numpy(), targets[1])
-    return found | (retrieval(image[0], text) if objective == "caption" else {})
+        seen, targets = of_images(model, prepared.pictures, train)[0], prepared.targets
+        found["probe"] = ridge_probe(seen.numpy(), targets[train], image.numpy(), targets[test])
+    return found | (retrieval(image, of_texts(model, prepared, test)) if objective == "caption" else {})

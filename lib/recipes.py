@@ -105,7 +105,7 @@ class Scale:
 
 
 _SMOKE = Recipe(Data("scenes", 32, 160, 80, 80, 80, 100), model="smoke", epochs=5, batch=60, looks=3)
-_LAPTOP = Recipe(Data("scenes", 32, 1400, 600, 600, 600, 1000), model="scenes", epochs=20, looks=5)
+_LAPTOP = Recipe(Data("scenes", 32, 1400, 600, 600, 600, 1000), model="scenes", epochs=15, looks=5)
 # 12 epochs, because retrieval on unseen photographs has flattened by epoch 8: what follows is memorization alone
 _PHOTOS = Recipe(Data("", 48, 3000, 800, 800, 800, 1000), epochs=12, looks=3)
 _GPU = Recipe(Data("scenes", 64, 9000, 1000, 1000, 1000, 2000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)

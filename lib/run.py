@@ -140,6 +140,8 @@ def main(words: list[str], project: Path = ROOT) -> int:
         open_lab(project)
     if options.jobs:
         os.environ["CLIPMEM_JOBS"] = str(options.jobs)
+    if options.force:
+        os.environ["CLIPMEM_BEGUN"] = str(time.time())
     options.dataset = absolute(options.dataset)
     runs = Path(os.environ.get("CLIPMEM_RUNS") or project / "runs").absolute()
     place = Place(project, runs, f"{slug(options.dataset)}-{options.scale}")

@@ -7,7 +7,6 @@ the captions of one image play the part of the augmentations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 
@@ -17,14 +16,14 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib import models, objectives
+from lib import objectives
 from lib.data import Prepared
+from lib.embeddings import of_images, of_texts
 
 VIEWS = 5
 # (smallest crop, colour cast), from light to extreme: among them the image's augmentation is matched to the captions',
 # which move a text encoder nearly as far as another picture's caption would
 STRENGTHS = ((0.9, 0.0), (0.5, 0.0), (0.5, 0.25), (0.1, 0.45), (0.05, 0.8), (0.02, 1.0), (0.02, 1.5))
-CHUNK = 500
 
 
 def distance(views: Tensor) -> Tensor:
@@ -33,27 +32,9 @@ def distance(views: Tensor) -> Tensor:
     return torch.stack(found).mean(dim=0) if found else torch.full((views.shape[1],), torch.nan)
 
 
-@torch.no_grad()
-def image_views(
-    model: CLIP, prepared: Prepared, rows: np.ndarray, count: int, change: Callable[..., Tensor] = objectives.other_view
-) -> Tensor:
-    """Unit-length embeddings `[A, N, D]` of `count` augmented views, the same ones for every model; on the CPU."""
-    where, parts = next(model.parameters()).device, []
-    for start in range(0, len(rows), CHUNK):
-        images = torch.from_numpy(prepared.pictures(rows[start : start + CHUNK])).to(where)
-        made = [change(images, torch.Generator().manual_seed(start * 1009 + a)) for a in range(count)]
-        parts.append(torch.stack([models.encode_image(model, x).cpu() for x in made]))
-    return torch.cat(parts, dim=1)
-
-
-@torch.no_grad()
 def caption_views(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
-    """Unit-length embeddings `[C, N, D]` of all captions of each pair, on the CPU."""
-    where, parts = next(model.parameters()).device, []
-    for start in range(0, len(rows), CHUNK):
-        tokens = torch.from_numpy(prepared.tokens[rows[start : start + CHUNK]]).long().to(where)
-        parts.append(torch.stack([models.encode_text(model, tokens[:, c]).cpu() for c in range(tokens.shape[1])]))
-    return torch.cat(parts, dim=1)
+    """Embeddings `[C, N, D]` of all captions of each pair."""
+    return torch.stack([of_texts(model, prepared, rows, c) for c in range(prepared.tokens.shape[1])])
 
 
 def _augmented(images: Tensor, generator: torch.Generator, crop: float, colour: float) -> Tensor:
@@ -65,5 +46,5 @@ def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray, pair_ids: np.
     table = {"pair_id": pair_ids, "text": distance(caption_views(model, prepared, rows)).double().numpy()}
     for i, (crop, colour) in enumerate(STRENGTHS):
         change = partial(_augmented, crop=crop, colour=colour)
-        table[f"image_{i}"] = distance(image_views(model, prepared, rows, VIEWS, change)).double().numpy()
+        table[f"image_{i}"] = distance(of_images(model, prepared.pictures, rows, VIEWS, change)).double().numpy()
     return pd.DataFrame(table)

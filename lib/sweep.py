@@ -30,11 +30,19 @@ def cached(recipes: Sequence[Recipe], prepared: Prepared) -> int:
 
 
 def forget(recipes: Sequence[Recipe], prepared: Prepared) -> None:
-    """Remove the runs of these recipes, finished or not, and their scores, so that they are made again."""
+    """Remove the runs of these recipes, finished or not, and their scores, so that they are made again.
+
+    What was finished after the time in the environment variable CLIPMEM_BEGUN stays: run_all.sh sets it, so that
+    `--force` trains once what several notebooks share.
+    """
+    begun = float(os.environ.get("CLIPMEM_BEGUN", "inf"))
     for recipe in recipes:
         name = key(recipe, prepared.fingerprint)
-        for folder in (store.root() / "run" / name, *store.root().glob(f"score/{name}-*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        run_folder = store.root() / "run" / name
+        done = run_folder / store.DONE
+        if not (done.is_file() and done.stat().st_mtime > begun):
+            for folder in (run_folder, *store.root().glob(f"score/{name}-*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def estimate_minutes(recipes: Sequence[Recipe], prepared: Prepared) -> float:

@@ -11,6 +11,7 @@ from lib import memorization, store, sweep
 from lib.data import Prepared
 from lib.recipes import Recipe, f_and_g, key
 
+ALL = memorization.SUBSETS
 TRUTH = ["pair_id", "kind", "dose", "vagueness", "rarity"]
 
 
@@ -25,19 +26,24 @@ def kept(name: str, recipe: Recipe, prepared: Prepared, make: Callable[[CLIP], p
     return pd.read_parquet(folder / "table.parquet")
 
 
-def measured(recipe: Recipe, prepared: Prepared, augmentations: int) -> pd.DataFrame:
+def measured(recipe: Recipe, prepared: Prepared, augmentations: int, subsets: Sequence[str] = ALL) -> pd.DataFrame:
     """`memorization.measure` of a recipe's model, kept."""
 
     def make(model: CLIP) -> pd.DataFrame:
-        return memorization.measure(model, recipe.objective, prepared, augmentations)
+        return memorization.measure(model, recipe.objective, prepared, augmentations, subsets)
 
-    return kept(f"views{augmentations}", recipe, prepared, make)
+    return kept("-".join([f"views{augmentations}", *(s[0] for s in subsets)]), recipe, prepared, make)
 
 
 def scores(
-    base: Recipe, seeds: Sequence[int], prepared: Prepared, augmentations: int, null: Recipe | None = None
+    base: Recipe,
+    seeds: Sequence[int],
+    prepared: Prepared,
+    augmentations: int,
+    null: Recipe | None = None,
+    subsets: Sequence[str] = ("candidate", "external"),
 ) -> pd.DataFrame:
-    """Memorization of every scored pair under every seed.
+    """Memorization of every pair of `subsets` under every seed.
 
     Returns:
         One row a (seed, pair): seed, pair_id, subset, kind, dose, vagueness, rarity (ground truth, NaN where unknown);
@@ -45,13 +51,13 @@ def scores(
         similarity_f, similarity_g, loss_f, and, with a `null` model, null (f against it); under `label`: labelmem.
     """
     models = [r for seed in seeds for r in f_and_g(base, seed)] + ([null] if null else [])
-    sweep.each(f"score {len(models)} models", lambda r, note: measured(r, prepared, augmentations), models)
+    sweep.each(f"score {len(models)} models", lambda r, note: measured(r, prepared, augmentations, subsets), models)
     parts = []
     for seed in seeds:
-        of_f, of_g = (measured(r, prepared, augmentations) for r in f_and_g(base, seed))
+        of_f, of_g = (measured(r, prepared, augmentations, subsets) for r in f_and_g(base, seed))
         part = of_f[["pair_id", "subset"]].assign(seed=seed, **_differences(of_f, of_g))
         if null:
-            part["null"] = memorization.clipmem(of_f, measured(null, prepared, augmentations))
+            part["null"] = memorization.clipmem(of_f, measured(null, prepared, augmentations, subsets))
         parts.append(part)
     return pd.concat(parts, ignore_index=True).merge(prepared.table[TRUTH], on="pair_id", validate="many_to_one")
 

@@ -6,8 +6,6 @@ UnitMem of a unit is (m - r) / (m + r): m its largest mean activation over the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import torch
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from lib import models, objectives, sslmem
 from lib.data import Prepared
-
-CHUNK = 500
+from lib.embeddings import chunks, light_crop
 
 
 def selectivity(means: Tensor) -> Tensor:
@@ -40,18 +37,12 @@ def by_class(means: Tensor, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def activations(model: CLIP, prepared: Prepared, rows: np.ndarray, augmentations: int) -> list[Tensor]:
     """Mean activation of every hidden unit of every layer over patches and light crops: per layer `[N, U]`."""
-    parts = [_over_views(model, images, augmentations) for images in _chunks(model, prepared, rows)]
+    parts = [_over_views(model, images, augmentations) for _, images in chunks(model, prepared.pictures, rows)]
     return [torch.cat(layer).cpu() for layer in zip(*parts, strict=True)]
 
 
-def _chunks(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Iterator[Tensor]:
-    where = next(model.parameters()).device
-    for start in range(0, len(rows), CHUNK):
-        yield torch.from_numpy(prepared.pictures(rows[start : start + CHUNK])).to(where)
-
-
 def _over_views(model: CLIP, images: Tensor, augmentations: int) -> list[Tensor]:
-    made = (models.random_crops(images, 0.9, torch.Generator().manual_seed(a)) for a in range(augmentations))
+    made = (light_crop(images, torch.Generator().manual_seed(a)) for a in range(augmentations))
     views = [[hidden for hidden, _ in models.image_layers(model, x)] for x in made]
     return [torch.stack(layer).mean(dim=0) for layer in zip(*views, strict=True)]
 
@@ -75,7 +66,7 @@ def along_training(model: CLIP, prepared: Prepared, rows: np.ndarray) -> dict[st
 def layer_distances(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int = sslmem.VIEWS) -> np.ndarray:
     """L of SSLMem at the output of every layer, `[layers, N]`; LayerMem is its mean under g minus that under f."""
     parts = []
-    for start, images in enumerate(_chunks(model, prepared, rows)):
+    for start, images in chunks(model, prepared.pictures, rows):
         made = (objectives.other_view(images, torch.Generator().manual_seed(start * 1009 + a)) for a in range(views))
         outputs = [[output for _, output in models.image_layers(model, x)] for x in made]
         parts.append(torch.stack([sslmem.distance(torch.stack(layer)) for layer in zip(*outputs, strict=True)]))

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import lib.embeddings
 from lib import memorization, models
+from lib.embeddings import of_images, of_texts
 
 
 def unit(*shape, seed):
@@ -88,14 +90,13 @@ def test_scored_rows_cover_four_subsets_and_never_the_disjoint_pairs(prepared):
 def test_views_are_the_same_for_every_model_and_chunking_changes_nothing(prepared, monkeypatch):
     model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], 0).eval()
     rows = prepared.subsets["candidate"]
-    image, text = memorization.embed(model, prepared, rows)
-    again = memorization.embed(model, prepared, rows, augmentations=2)[0]
-    torch.testing.assert_close(again, memorization.embed(model, prepared, rows, augmentations=2)[0])
+    image, text = of_images(model, prepared.pictures, rows), of_texts(model, prepared, rows)
+    again = of_images(model, prepared.pictures, rows, 2)
+    torch.testing.assert_close(again, of_images(model, prepared.pictures, rows, 2))
     assert again.shape == (2, len(rows), 64) and not torch.allclose(again[0], again[1])
-    monkeypatch.setattr(memorization, "CHUNK", 7)
-    in_parts = memorization.embed(model, prepared, rows)
-    torch.testing.assert_close(in_parts[0], image, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(in_parts[1], text, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(lib.embeddings, "CHUNK", 7)
+    torch.testing.assert_close(of_images(model, prepared.pictures, rows), image, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(of_texts(model, prepared, rows), text, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,14 @@ def test_what_is_measured_follows_the_objective(prepared, objective, at_a_look, 
         assert table["pair_id"].tolist() == prepared.pairs.pair_ids[np.concatenate(list(rows.values()))].tolist()
 
 
+def test_what_a_pair_gets_does_not_depend_on_which_subsets_are_asked_for(prepared):
+    model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], 0).eval()
+    whole = memorization.measure(model, "caption", prepared, 2)
+    part = memorization.measure(model, "caption", prepared, 2, ["candidate", "external"])
+    expected = whole[whole["subset"].isin(["candidate", "external"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(part, expected)
+
+
 def test_probability_is_what_the_model_gives_the_pairs_own_classes(prepared):
     classes = len(prepared.class_names)
     model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], 0, classes=classes).eval()
@@ -127,8 +136,8 @@ def test_probability_is_what_the_model_gives_the_pairs_own_classes(prepared):
     several = replace(prepared, targets=targets)
     found = memorization.measure(model, "label", several, 2).set_index("pair_id")["probability"]
     table = model.classes.detach() / model.classes.detach().norm(dim=1, keepdim=True)
-    rows = np.concatenate(list(memorization.scored_rows(prepared).values()))
-    views = memorization.embed(model, prepared, rows, 2, texts=False)[0]
+    rows = prepared.subsets["candidate"]
+    views = of_images(model, prepared.pictures, rows, 2)
     for place, row in enumerate(rows):
         chances = [np.exp(float(model.logit_scale.detach().exp()) * (table @ view[place]).numpy()) for view in views]
         own = [c[targets[row] > 0].sum() / c.sum() for c in chances]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from photo_sets import columns, picture, write_parquet
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -53,10 +54,11 @@ def copy(tmp_path_factory):
     return folder
 
 
-def smoke(copy, elsewhere):
+def smoke(copy, elsewhere, *words):
     """Run ./run_all.sh smoke of the copy from another folder; what it printed."""
     environ = {**os.environ, "VIRTUAL_ENV": sys.prefix, "CLIPMEM_RUNS": str(copy / "runs"), "PYTHONPATH": ""}
-    done = subprocess.run([copy / "run_all.sh", "smoke"], cwd=elsewhere, env=environ, capture_output=True, text=True)
+    command = [copy / "run_all.sh", "smoke", *words]
+    done = subprocess.run(command, cwd=elsewhere, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -85,3 +87,19 @@ def test_smoke_runs_every_notebook_and_a_second_call_trains_nothing(copy, tmp_pa
     for path in NOTEBOOKS:
         log = (copy / "runs" / "executed" / "scenes-smoke" / f"{path.stem}.log").read_text()
         assert "runs are in the store" not in log or "nothing to train" in log
+
+
+@pytest.mark.parametrize("number", ["01", "04"])
+def test_a_reader_s_own_pictures_go_through_the_same_notebooks(copy, tmp_path, number):
+    """They take another plan than scenes, classes from the captions' nouns, and probes on labelled sets beside them."""
+    mine = write_parquet(tmp_path / "mine.parquet", columns(270))
+    for part, count in (("train", 60), ("test", 30)):
+        labelled = {"image": [picture(1000 + i) for i in range(count)], "label": [i % 3 for i in range(count)]}
+        write_parquet(tmp_path / f"imagenette_{part}.parquet", labelled)
+    shown = smoke(copy, tmp_path, "--only", number, "--dataset", mine)
+    assert "1 of 1 notebooks done" in shown
+    if number == "04":
+        rows = json.loads((copy / "figures" / "mine-smoke" / "findings.json").read_text())
+        assert any("probe_imagenette" in row["statistic"] for row in rows)
+    held = {path.name for path in (copy / "figures" / "mine-smoke").iterdir()}
+    assert not any("wall" in name for name in held), "pictures of a reader's own are not published"

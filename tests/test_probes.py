@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from fsspec.implementations.dirfs import DirFileSystem
 from photo_sets import columns, picture, write_parquet
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 import lib.probe_sets
 from lib import models
 from lib.captions import encode
 from lib.data import DataError, prepare
-from lib.memorization import embed
+from lib.embeddings import of_images, of_texts
 from lib.probe_sets import Labelled, find
-from lib.probes import features, linear_probe, ridge_probe, utilities, zero_shot
+from lib.probes import linear_probe, ridge_probe, utilities, zero_shot
 from lib.recipes import Data
 from lib.utility import retrieval
 
@@ -67,19 +67,6 @@ def test_a_probe_of_one_class_or_of_nothing_is_unknown():
     assert 0 <= linear_probe(np.ones((50, 3)), y, np.ones((50, 3)), y) <= 0.5  # a model that embeds all alike
 
 
-def test_ridge_equals_scikit_learns_with_the_smallest_error_when_each_is_left_out():
-    x, y = clusters(90, 0.8)
-    train, test, one_hot = x[:60].astype(float), x[60:].astype(float), np.eye(4)[y]
-    standard = [(part - train.mean(axis=0)) / train.std(axis=0) for part in (train, test)]
-    errors = {}
-    for alpha in (0.06, 0.6, 6, 60, 600):
-        kept = [np.arange(60) != i for i in range(60)]
-        left = [Ridge(alpha).fit(standard[0][k], one_hot[:60][k]).predict(standard[0][~k])[0] for k in kept]
-        errors[alpha] = np.square(one_hot[:60] - left).mean()
-    best = Ridge(min(errors, key=errors.get)).fit(standard[0], one_hot[:60]).predict(standard[1])
-    assert ridge_probe(train, one_hot[:60], test, one_hot[60:]) == (best.argmax(axis=1) == y[60:]).mean()
-
-
 def test_ridge_over_several_classes_an_image_is_mean_average_precision():
     x, y = clusters(900, 4.0, classes=6)
     several = np.stack([y % 2 == 0, y < 3, y == 5, y == 99], axis=1).astype(np.float32)  # class 3 has no image
@@ -116,12 +103,13 @@ def test_zero_shot_counts_only_classes_whose_prompts_can_be_read():
 def test_utilities_of_scenes_find_what_a_model_sees(prepared):
     model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], seed=0)
     found = utilities(model, prepared, find("scenes", 32, Path("nowhere")))
-    image, text = embed(model, prepared, prepared.subsets["disjoint"])
+    disjoint = prepared.subsets["disjoint"]
+    image, text = of_images(model, prepared.pictures, disjoint), of_texts(model, prepared, disjoint)
     assert retrieval(image[0], text).items() <= found.items()
     assert set(found) - set(retrieval(image[0], text)) == {"probe_labels", "zero_shot_labels", "classes_labels"}
     assert found["classes_labels"] == len(prepared.pairs.label_names) and 0 <= found["probe_labels"] <= 1
     rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
-    train, labels = features(model, prepared.pairs.images, rows).numpy(), prepared.pairs.labels
+    train, labels = of_images(model, prepared.pictures, rows)[0].numpy(), prepared.pairs.labels
     test = image[0].numpy(), labels[prepared.subsets["disjoint"]]
     assert found["probe_labels"] == linear_probe(train, labels[rows], *test)
 

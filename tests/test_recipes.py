@@ -10,7 +10,18 @@ from conftest import ROOT
 
 from lib.recipes import SCALES, VERSION, Data, Recipe, at_scale, f_and_g, key, slug
 
-NUMERICS = ("captions", "data", "encoders", "labels", "memorization", "models", "objectives", "probes", "recipes")
+NUMERICS = (
+    "captions",
+    "data",
+    "embeddings",
+    "encoders",
+    "labels",
+    "memorization",
+    "models",
+    "objectives",
+    "probes",
+    "recipes",
+)
 NUMERICS += ("sslmem", "sweep", "train", "units", "utility")
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from lib import models, objectives, sslmem
+from lib.embeddings import of_images
+from lib.objectives import other_view
 
 
 @pytest.fixture
@@ -30,13 +32,13 @@ def test_one_view_has_no_distance():
 
 def test_an_encoder_that_maps_everything_to_one_point_moves_nothing(prepared, model):
     rows = prepared.subsets["candidate"][:8]
-    assert sslmem.distance(sslmem.image_views(model, prepared, rows, 3)).min() > 1e-3
+    assert sslmem.distance(of_images(model, prepared.pictures, rows, 3, other_view)).min() > 1e-3
     assert sslmem.distance(sslmem.caption_views(model, prepared, rows)).max() > 1e-3
     with torch.no_grad():
         model.visual.conv1.weight.zero_()
         model.token_embedding.weight.copy_(model.token_embedding.weight[:1].clone())
         model.positional_embedding.zero_()
-    image = sslmem.image_views(model, prepared, rows, 3)
+    image = of_images(model, prepared.pictures, rows, 3, other_view)
     assert (image.norm(dim=-1) > 0.99).all() and sslmem.distance(image).max() < 1e-5
     assert sslmem.distance(sslmem.caption_views(model, prepared, rows)).max() < 1e-5
 
@@ -51,7 +53,7 @@ def test_views_are_open_clips_embeddings_of_augmented_pictures_and_of_captions(p
     rows = np.concatenate([prepared.subsets["candidate"][:6], np.flatnonzero(prepared.odd)[:2]])
     pictures = torch.from_numpy(prepared.pairs.images[rows].copy())
     pictures[6:] = 255 - pictures[6:]
-    for a, ours in enumerate(sslmem.image_views(model, prepared, rows, 2)):
+    for a, ours in enumerate(of_images(model, prepared.pictures, rows, 2, other_view)):
         x = objectives.other_view(pictures, torch.Generator().manual_seed(a))
         torch.testing.assert_close(ours, model.encode_image(x, normalize=True).detach(), atol=1e-5, rtol=1e-4)
     for c, ours in enumerate(sslmem.caption_views(model, prepared, rows)):

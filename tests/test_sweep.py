@@ -24,6 +24,10 @@ def test_a_second_call_trains_nothing(prepared, tiny, monkeypatch):
     sweep.train_all(recipes, prepared)
     assert sweep.cached(recipes, prepared) == 5 and sweep.estimate_minutes(recipes, prepared) == 0
     tables.measured(recipes[0], prepared, 1)
+    monkeypatch.setenv("CLIPMEM_BEGUN", "0")  # by run_all.sh --force: all of them were finished since
+    sweep.forget(recipes[:1], prepared)
+    assert sweep.cached(recipes, prepared) == 5
+    monkeypatch.delenv("CLIPMEM_BEGUN")
     sweep.forget(recipes[:1], prepared)
     assert sweep.cached(recipes, prepared) == 4 and not list(store.root().glob("score/*/DONE"))
 
@@ -36,7 +40,7 @@ def test_a_study_is_f_and_g_of_each_seed_and_one_more_f_for_the_null(tiny):
 
 def test_scores_join_models_and_truth(prepared, tiny):
     base = replace(tiny, epochs=1)
-    scores = tables.scores(base, [0, 1], prepared, 2, plans.null_recipe(base, [0, 1]))
+    scores = tables.scores(base, [0, 1], prepared, 2, plans.null_recipe(base, [0, 1]), tables.ALL)
     assert len(scores) == 2 * 160 and scores.notna().all().all()
     f, g = (tables.measured(r, prepared, 2) for r in f_and_g(base, 1))
     one = scores[scores["seed"] == 1].set_index("pair_id")["clipmem"]
