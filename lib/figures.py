@@ -79,14 +79,19 @@ def provenance(notebook: str, dataset: str, scale: str, seeds: int, run_keys: Se
     return {**made_by, "run_keys": sorted(run_keys), "commit": commit(), "versions": versions}
 
 
+def shows_data(figure: Figure, table: pd.DataFrame) -> bool:
+    """Whether a figure shows pictures, or its table holds captions (numbers under that name are scores)."""
+    texts = "caption" in table and not pd.api.types.is_numeric_dtype(table["caption"])
+    return texts or any(axes.images for axes in figure.axes)
+
+
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path, provenance: Mapping) -> list[str]:
     """Write `folder/name` as .png (150 dpi), .pdf, .csv (`table`) and .json (`provenance` and the CSV's SHA-256).
 
     Same figure, same bytes. Returns the four paths, relative to the project where they lie in it. ValueError when a
     data set other than the drawn scenes would leave its pictures or captions in a folder that is committed.
     """
-    pictures = "caption" in table or any(axes.images for axes in figure.axes)
-    if pictures and provenance.get("dataset") != "scenes":
+    if shows_data(figure, table) and provenance.get("dataset") != "scenes":
         raise ValueError(f"figure {name} holds pictures or captions of {provenance.get('dataset')}: only show it")
     csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     facts = {**provenance, "figure": name, "rows": len(table), "csv_sha256": hashlib.sha256(csv).hexdigest()}

@@ -107,8 +107,7 @@ def keep(study: Study, figure: Figure, name: str, table: pd.DataFrame) -> list[s
     beside the executed notebook in `runs/`.
     """
     name = f"{study.notebook[:2]}_{name}"
-    pictures = "caption" in table or any(ax.images for ax in figure.axes)
-    if pictures and study.dataset != "scenes":
+    if figures.shows_data(figure, table) and study.dataset != "scenes":
         private = store.root() / "private" / findings.folder(study.dataset, study.scale).name
         private.mkdir(parents=True, exist_ok=True)
         figure.savefig(private / f"{name}.png", dpi=150)

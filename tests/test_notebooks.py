@@ -102,4 +102,5 @@ def test_a_reader_s_own_pictures_go_through_the_same_notebooks(copy, tmp_path, n
         rows = json.loads((copy / "figures" / "mine-smoke" / "findings.json").read_text())
         assert any("probe_imagenette" in row["statistic"] for row in rows)
     held = {path.name for path in (copy / "figures" / "mine-smoke").iterdir()}
+    assert {"01": "01_which_pairs.csv", "04": "04_removal.csv"}[number] in held
     assert not any("wall" in name for name in held), "pictures of a reader's own are not published"

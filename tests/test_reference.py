@@ -167,10 +167,11 @@ def test_every_figure_has_its_table_and_its_provenance(folder):
 def test_nothing_of_a_data_set_that_may_not_be_redistributed_is_committed():
     for table in ROOT.glob("figures/*/*.csv"):
         if not table.parent.name.startswith("scenes-"):
-            assert "caption" not in pd.read_csv(table, nrows=1) and not table.stem.endswith("wall"), table
+            captions = pd.read_csv(table).get("caption", pd.Series(dtype=float))
+            assert pd.api.types.is_numeric_dtype(captions) and not table.stem.endswith("wall"), table
 
 
 def test_the_reference_runs_are_there():
     done = {folder.name: {path.name[:2] for path in folder.glob("*.csv")} for folder in FOLDERS}
     assert done["scenes-laptop"] == {"01", "02", "03", "04"}
-    assert done["flickr8k-laptop"] >= {"02"}
+    assert done["flickr8k-laptop"] >= {"02", "04"} and done["coco12k-laptop"] >= {"01"}
