@@ -20,6 +20,7 @@ from lib.embeddings import of_images, of_texts
 from lib.objectives import other_view
 
 SUBSETS = ("shared", "candidate", "independent", "external")
+MOST_READ = ("candidate", "external")  # all that is asked of a model, but for the one whose four subsets are shown
 
 
 def scored_rows(prepared: Prepared) -> dict[str, np.ndarray]:

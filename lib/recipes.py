@@ -63,7 +63,7 @@ class Recipe:
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.2
     crop: float = 0.9  # smallest area that a random crop keeps
-    looks: int = 6  # how many times along training the scores of every scored pair are recorded
+    looks: int = 6  # how many times along training scores are recorded; with several, utility and UnitMem too
     seed: int = 0  # of the initial weights, the batch order and the augmentation
     objective: str = "caption"
     captions: int = 1  # the first so many captions of a picture take turns

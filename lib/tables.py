@@ -41,7 +41,7 @@ def scores(
     prepared: Prepared,
     augmentations: int,
     null: Recipe | None = None,
-    subsets: Sequence[str] = ("candidate", "external"),
+    subsets: Sequence[str] = memorization.MOST_READ,
 ) -> pd.DataFrame:
     """Memorization of every pair of `subsets` under every seed.
 
@@ -79,7 +79,7 @@ def _differences(of_f: pd.DataFrame, of_g: pd.DataFrame) -> dict[str, pd.Series]
 
 
 def along_training(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
-    """CLIPMem along training: one row a (seed, epoch, pair), pictures as they are.
+    """CLIPMem of candidates and external pairs along training: one row a (seed, epoch, pair), pictures as they are.
 
     Returns:
         seed, epoch, pair_id, subset, kind, clipmem (raw, contrast).

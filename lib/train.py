@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lib import models, objectives, probes, store, units
 from lib.data import Prepared
-from lib.memorization import measure
+from lib.memorization import MOST_READ, measure
 from lib.objectives import Resident, batch
 from lib.recipes import Recipe, needed_before
 
@@ -70,8 +70,9 @@ def train(
 ) -> None:
     """Train one model and leave `weights.safetensors`, `history.parquet` and `looks.parquet` in `folder`.
 
-    `history` has one row an epoch: loss, learning rate, logit scale and, at the looks, utility on the disjoint pairs
-    and UnitMem by layer. `looks` has the scores of every scored pair at the looks (`memorization.measure`).
+    `history` has one row an epoch: loss, learning rate, logit scale and, where there are several looks, at each of them
+    utility on the disjoint pairs and UnitMem by layer. `looks` has the scores of candidates and external pairs at the
+    looks (`memorization.measure`).
     An unfinished training found in `folder` is continued. `note(epochs done, epochs)` is called after each epoch.
     `donor` are the weights that the frozen tower comes from; `left_out` the rows that are not trained on.
     """
@@ -196,11 +197,13 @@ def step(model: CLIP, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
 
 
 def _look(model: CLIP, recipe: Recipe, prepared: Prepared, looks: list[pd.DataFrame], epoch: int) -> dict[str, float]:
-    """Record the scores of every scored pair; return utility on the disjoint pairs and UnitMem by layer."""
+    """Record the scores of candidates and external pairs; where there are several looks, return utility on the disjoint
+    pairs and UnitMem by layer."""
     model.eval()
-    looks.append(measure(model, recipe.objective, prepared, augmentations=0).assign(epoch=epoch))
-    found = probes.along_training(model, recipe.objective, prepared)
+    looks.append(measure(model, recipe.objective, prepared, 0, MOST_READ).assign(epoch=epoch))
+    found: dict[str, float] = {}
     if len(look_epochs(recipe)) > 1:
+        found = probes.along_training(model, recipe.objective, prepared)
         found |= units.along_training(model, prepared, training_rows(recipe, prepared))
     model.train()
     return found

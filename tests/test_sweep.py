@@ -101,7 +101,7 @@ def test_a_failed_run_stops_the_others_and_is_reported(prepared, tiny, monkeypat
 def test_two_thousand_scenes_are_learned_and_memorized(tmp_path):
     """Retrieval on unseen scenes far above chance, and wrong captions found by what only f can know."""
     data = Data("scenes", 32, 1400, 600, 600, 600, 1000)
-    base = Recipe(data, model="smoke", epochs=24, batch=128, lr=2e-3, looks=1)
+    base = Recipe(data, model="smoke", epochs=24, batch=128, lr=2e-3, looks=2)
     prepared = prepare(data, tmp_path)
     f, g = f_and_g(base, 0)
     history = tables.histories(base, [0], prepared).groupby("role")["image_to_text_r10"].max()

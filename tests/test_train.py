@@ -117,7 +117,7 @@ def test_history_and_looks_record_what_they_say(prepared, tiny, tmp_path):
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] < 1.3 * math.log(25)
     looks = pd.read_parquet(tmp_path / "looks.parquet")
     assert looks["epoch"].unique().tolist() == [2, 4]
-    final = memorization.measure(_model(tiny, prepared, tmp_path), "caption", prepared, 0)
+    final = memorization.measure(_model(tiny, prepared, tmp_path), "caption", prepared, 0, ["candidate", "external"])
     np.testing.assert_allclose(looks.loc[looks["epoch"] == 4, "contrast"], final["contrast"], atol=1e-5)
 
 
