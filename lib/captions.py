@@ -30,33 +30,40 @@ class Corruption:
     donor: np.ndarray  # int64 [N]: row whose captions or words were taken, -1 none
 
 
-def corrupt(captions: list[list[str]], candidates: np.ndarray, wrong: float, dosed: float, seed: int) -> Corruption:
-    """Corrupt the shares `wrong` and `dosed` of the candidate rows; `seed` chooses rows, donors and words.
+def corrupt(
+    captions: list[list[str]], parts: Sequence[np.ndarray], wrong: float, dosed: float, seed: int
+) -> Corruption:
+    """Corrupt the shares `wrong` and `dosed` of each of `parts`, arrays of rows that have no row in common.
 
+    Donors are of the same part as the receiver; `seed` chooses rows, donors and words.
     Raises DataError: the shares are impossible, a group has one pair only, or its captions are too much alike.
     """
     if min(wrong, dosed) < 0 or wrong + dosed > 1:
         raise DataError(f"wrong={wrong} and dosed={dosed} are shares of the candidates: each >= 0, together at most 1.")
-    rng = np.random.default_rng([seed, 1])
-    shuffled = rng.permutation(np.sort(candidates))
-    cut = round(wrong * len(shuffled))
-    groups = {"wrong": shuffled[:cut], "dosed": shuffled[cut : cut + round(dosed * len(shuffled))]}
-    kind = np.full(len(captions), "clean")
-    dose, donor = np.zeros(len(captions)), np.full(len(captions), -1, np.int64)
-    for name, rows in groups.items():
-        kind[rows], donor[rows] = name, derange(captions, rows, rng)
-        dose[rows] = 1.0 if name == "wrong" else np.resize(DOSES, len(rows))
-    changed = list(captions)
-    for row in groups["wrong"]:
-        changed[row] = captions[donor[row]]
-    everyones = list(dict.fromkeys(_words(text for row in groups["dosed"] for text in captions[row])))
-    for row in groups["dosed"]:
-        given = captions[donor[row]]
-        changed[row] = [
-            replace_words(text, (_words([given[c % len(given)]]), _words(given), everyones), dose[row], rng)
+    n, rng = len(captions), np.random.default_rng([seed, 1])
+    made = Corruption(list(captions), np.full(n, "clean"), np.zeros(n), np.full(n, -1, np.int64))
+    for part in parts:
+        shuffled = rng.permutation(np.sort(part))
+        cut = round(wrong * len(part))
+        groups = {"wrong": shuffled[:cut], "dosed": shuffled[cut : cut + round(dosed * len(part))]}
+        for name, rows in groups.items():
+            made.kind[rows], made.donor[rows] = name, derange(captions, rows, rng)
+            made.dose[rows] = 1.0 if name == "wrong" else np.resize(DOSES, len(rows))
+        for row in groups["wrong"]:
+            made.captions[row] = captions[made.donor[row]]
+        _replace_in(made, captions, groups["dosed"], rng)
+    return made
+
+
+def _replace_in(made: Corruption, captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> None:
+    """Replace words of the dosed `rows`: by the donor's in the same caption, else in any, else by anyone's."""
+    everyones = list(dict.fromkeys(_words(text for row in rows for text in captions[row])))
+    for row in rows:
+        given = captions[made.donor[row]]
+        made.captions[row] = [
+            replace_words(text, (_words([given[c % len(given)]]), _words(given), everyones), made.dose[row], rng)
             for c, text in enumerate(captions[row])
         ]
-    return Corruption(changed, kind, dose, donor)
 
 
 def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -21,6 +21,8 @@ from lib.scenes import make_scenes
 from lib.sources import DataError, Row, Source, locate, open_source
 
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
+# f and g learn from equally good data, or else one would be the better model, and CLIPMem of every pair shifted
+PLANTED_IN = ("candidate", "independent")
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
 
 
@@ -58,8 +60,9 @@ def prepare(data: Data, cache: Path) -> Prepared:
     if fitted != data:
         warnings.warn(f"{pairs.name} is smaller than asked for; sizes are now {fitted.sizes()}", stacklevel=2)
     subsets = split(pairs, fitted)
-    changed = corrupt(pairs.captions, subsets["candidate"], data.wrong, data.dosed, data.seed)
-    odd = _make_odd(subsets["candidate"], changed.kind, data)
+    planted_in = [subsets[name] for name in PLANTED_IN]
+    changed = corrupt(pairs.captions, planted_in, data.wrong, data.dosed, data.seed)
+    odd = _make_odd(planted_in, changed.kind, data)
     tokens, token_ids = tokenize(pairs, changed.captions, data.context, cache)
     true, names = _classes(pairs)
     targets = labels.planted(true, changed.donor, changed.kind)
@@ -77,11 +80,12 @@ def _classes(pairs: Pairs) -> tuple[np.ndarray, tuple[str, ...]]:
         return np.zeros((len(pairs.images), 0), np.float32), ()
 
 
-def _make_odd(candidates: np.ndarray, kind: np.ndarray, data: Data) -> np.ndarray:
-    """Choose clean candidates whose pictures become negatives, bool [N], and say so in `kind`."""
-    clean = np.sort(candidates)[kind[np.sort(candidates)] == "clean"]
-    rows = np.random.default_rng([data.seed, 2]).permutation(clean)[: round(data.odd * len(candidates))]
-    kind[rows] = "odd"
+def _make_odd(parts: list[np.ndarray], kind: np.ndarray, data: Data) -> np.ndarray:
+    """Choose clean pairs of each part whose pictures become negatives, bool [N], and say so in `kind`."""
+    rng = np.random.default_rng([data.seed, 2])
+    for part in parts:
+        clean = np.sort(part)[kind[np.sort(part)] == "clean"]
+        kind[rng.permutation(clean)[: round(data.odd * len(part))]] = "odd"
     return kind == "odd"
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from lib import sslmem
 from lib.data import Prepared
 from lib.embeddings import of_images, of_texts
-from lib.objectives import other_view
 
 SUBSETS = ("shared", "candidate", "independent", "external")
 MOST_READ = ("candidate", "external")  # all that is asked of a model, but for the one whose four subsets are shown
@@ -75,7 +74,7 @@ def measure(
         under the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the
         picture as it is); held-out pairs are the external ones;
         under `label`: `probability`, what the model gives the pair's own classes;
-        with augmentations, or under `view`: `distance_image` and `distance_text`, L of SSLMem of either encoder.
+        under `view`: `distance_image`, L of SSLMem.
     """
     external, parts = prepared.subsets["external"], []
     if objective == "caption":
@@ -86,11 +85,9 @@ def measure(
             found = _alignment(model, prepared, rows, augmentations, held)
         if objective == "label":
             found["probability"] = _probability(model, prepared, rows, augmentations)
-        if augmentations or objective == "view":
+        if objective == "view":
             views = sslmem.VIEWS if augmentations else 2
-            found["distance_image"] = sslmem.distance(of_images(model, prepared.pictures, rows, views, other_view))
-        if augmentations and objective == "caption":
-            found["distance_text"] = sslmem.distance(sslmem.caption_views(model, prepared, rows))
+            found["distance_image"] = sslmem.of_image_encoder(model, prepared, rows, views)
         numbers = {name: values.double().numpy() for name, values in found.items()}
         parts.append(pd.DataFrame({"pair_id": prepared.pairs.pair_ids[rows], "subset": subset, **numbers}))
     return pd.concat(parts, ignore_index=True)

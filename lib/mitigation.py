@@ -23,11 +23,17 @@ def family(name: str) -> str:
 def remaining_scores(
     conditions: Mapping[str, Recipe], seeds: Sequence[int], prepared: Prepared, augmentations: int
 ) -> pd.DataFrame:
-    """Memorization of the candidates that a condition trains on: one row a (condition, seed, pair), `tables.scores`."""
+    """Memorization of the candidates that a condition trains on, of the pair and of either encoder.
+
+    Returns:
+        One row a (condition, seed, pair): condition, the columns of `tables.scores`, sslmem_image, sslmem_text.
+    """
     parts = []
     for name, base in conditions.items():
         scores = tables.scores(base, seeds, prepared, augmentations)
-        scores = scores[scores["subset"] == "candidate"].assign(condition=name)
+        encoders = tables.sslmem_by_encoder(base, seeds, prepared)
+        scores = scores[scores["subset"] == "candidate"].merge(encoders, on=["seed", "pair_id"], validate="one_to_one")
+        scores["condition"] = name
         gone = [sweep.left_out(f_and_g(base, seed)[0], prepared) for seed in seeds]
         for seed, rows in zip(seeds, gone, strict=True):
             if rows is not None:

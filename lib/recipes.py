@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-VERSION = 2  # raised by hand when a change of code changes numbers: every older run is then trained again
+VERSION = 3  # raised by hand when a change of code changes numbers: every older run is then trained again
 
 SUBSETS = ("shared", "candidate", "independent", "external", "disjoint")
 
@@ -33,9 +33,9 @@ class Data:
     independent: int = 600
     external: int = 600
     disjoint: int = 1000
-    wrong: float = 0.2  # share of the candidates that get another pair's captions
-    dosed: float = 0.2  # share of the candidates with a part of their words replaced: .25, .5, .75 in equal thirds
-    odd: float = 0.1  # share of the candidates whose picture becomes its negative: atypical on purpose
+    wrong: float = 0.2  # share of the candidates, and of the independent pairs, that get another pair's captions
+    dosed: float = 0.2  # share of both with a part of their words replaced: .25, .5, .75 in equal thirds
+    odd: float = 0.1  # share of both whose picture becomes its negative: atypical on purpose
     context: int = 24  # longest caption in tokens, start and end token included
     seed: int = 0  # of the split and of the corruption, the same for every training seed
     image_column: str = ""  # "" finds it

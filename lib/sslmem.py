@@ -32,9 +32,26 @@ def distance(views: Tensor) -> Tensor:
     return torch.stack(found).mean(dim=0) if found else torch.full((views.shape[1],), torch.nan)
 
 
+def of_image_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int = VIEWS) -> Tensor:
+    """L `[N]` of the image encoder, under the augmentation that a self-supervised model is trained with."""
+    return distance(of_images(model, prepared.pictures, rows, views, objectives.other_view))
+
+
 def caption_views(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
     """Embeddings `[C, N, D]` of all captions of each pair."""
     return torch.stack([of_texts(model, prepared, rows, c) for c in range(prepared.tokens.shape[1])])
+
+
+def of_text_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
+    """L `[N]` of the text encoder, over all captions of each pair."""
+    return distance(caption_views(model, prepared, rows))
+
+
+def by_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
+    """L of both encoders of one model: columns pair_id, `image`, `text`."""
+    found = {"image": of_image_encoder(model, prepared, rows), "text": of_text_encoder(model, prepared, rows)}
+    numbers = {name: values.double().numpy() for name, values in found.items()}
+    return pd.DataFrame({"pair_id": prepared.pairs.pair_ids[rows], **numbers})
 
 
 def _augmented(images: Tensor, generator: torch.Generator, crop: float, colour: float) -> Tensor:
@@ -43,7 +60,7 @@ def _augmented(images: Tensor, generator: torch.Generator, crop: float, colour: 
 
 def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray, pair_ids: np.ndarray) -> pd.DataFrame:
     """L of both encoders of one model: columns pair_id, `text` (captions), and `image_<i>` for each of STRENGTHS."""
-    table = {"pair_id": pair_ids, "text": distance(caption_views(model, prepared, rows)).double().numpy()}
+    table = {"pair_id": pair_ids, "text": of_text_encoder(model, prepared, rows).double().numpy()}
     for i, (crop, colour) in enumerate(STRENGTHS):
         change = partial(_augmented, crop=crop, colour=colour)
         table[f"image_{i}"] = distance(of_images(model, prepared.pictures, rows, VIEWS, change)).double().numpy()

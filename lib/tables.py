@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from open_clip.model import CLIP
 
-from lib import memorization, store, sweep
+from lib import memorization, sslmem, store, sweep
 from lib.data import Prepared
 from lib.recipes import Recipe, f_and_g, key
 
@@ -47,8 +47,8 @@ def scores(
 
     Returns:
         One row a (seed, pair): seed, pair_id, subset, kind, dose, vagueness, rarity (ground truth, NaN where unknown);
-        sslmem_image, sslmem_text; under `caption`: clipmem (raw, contrast), clipmem_plain, clipmem_normalised,
-        similarity_f, similarity_g, loss_f, and, with a `null` model, null (f against it); under `label`: labelmem.
+        under `caption`: clipmem (raw, contrast), clipmem_plain, clipmem_normalised, similarity_f, similarity_g, loss_f,
+        and, with a `null` model, null (f against it); under `label`: labelmem; under `view`: sslmem_image.
     """
     models = [r for seed in seeds for r in f_and_g(base, seed)] + ([null] if null else [])
     sweep.each(f"score {len(models)} models", lambda r, note: measured(r, prepared, augmentations, subsets), models)
@@ -72,10 +72,24 @@ def _differences(of_f: pd.DataFrame, of_g: pd.DataFrame) -> dict[str, pd.Series]
         found |= {"similarity_f": of_f["similarity"], "similarity_g": of_g["similarity"], "loss_f": of_f["loss"]}
     if "probability" in of_f:
         found["labelmem"] = of_f["probability"] - of_g["probability"]
-    for encoder in ("image", "text"):
-        if f"distance_{encoder}" in of_f:
-            found[f"sslmem_{encoder}"] = of_g[f"distance_{encoder}"] - of_f[f"distance_{encoder}"]
+    if "distance_image" in of_f:
+        found["sslmem_image"] = of_g["distance_image"] - of_f["distance_image"]
     return found
+
+
+def sslmem_by_encoder(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
+    """SSLMem of every candidate under every seed: one row a (seed, pair): seed, pair_id, sslmem_image, sslmem_text."""
+    rows = prepared.subsets["candidate"]
+
+    def of(recipe: Recipe) -> pd.DataFrame:
+        return kept("encoders", recipe, prepared, lambda model: sslmem.by_encoder(model, prepared, rows))
+
+    models = [r for seed in seeds for r in f_and_g(base, seed)]
+    found, parts = sweep.each(f"encoders of {len(models)} models", lambda r, note: of(r), models), []
+    for seed, of_f, of_g in zip(seeds, found[::2], found[1::2], strict=True):
+        columns = {f"sslmem_{name}": of_g[name] - of_f[name] for name in ("image", "text")}
+        parts.append(of_f[["pair_id"]].assign(seed=seed, **columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def along_training(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:

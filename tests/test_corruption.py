@@ -12,7 +12,7 @@ CANDIDATES = np.arange(50, 250)
 
 
 def test_shares_and_truth():
-    after = corrupt(CAPTIONS, CANDIDATES, wrong=0.2, dosed=0.3, seed=0)
+    after = corrupt(CAPTIONS, [CANDIDATES], wrong=0.2, dosed=0.3, seed=0)
     counts = {(kind, dose): int(((after.kind == kind) & (after.dose == dose)).sum()) for kind, dose in
               [("wrong", 1), ("dosed", 0.25), ("dosed", 0.5), ("dosed", 0.75), ("clean", 0)]}  # fmt: skip
     assert list(counts.values()) == [40, 20, 20, 20, 200]
@@ -23,12 +23,25 @@ def test_shares_and_truth():
 
 
 def test_donors_are_a_derangement_within_each_group():
-    after = corrupt(CAPTIONS, CANDIDATES, wrong=0.2, dosed=0.3, seed=1)
+    after = corrupt(CAPTIONS, [CANDIDATES], wrong=0.2, dosed=0.3, seed=1)
     for kind in ("wrong", "dosed"):
         rows = np.flatnonzero(after.kind == kind)
         assert sorted(after.donor[rows]) == rows.tolist() and (after.donor[rows] != rows).all()
     wrong = np.flatnonzero(after.kind == "wrong")
     assert all(after.captions[row] == CAPTIONS[after.donor[row]] for row in wrong)
+
+
+def test_parts_are_corrupted_alike_and_keep_to_themselves():
+    one, other = np.arange(150), np.arange(150, 300)
+    after = corrupt(CAPTIONS, [one, other], wrong=0.2, dosed=0.3, seed=1)
+    alone = corrupt(CAPTIONS, [one], wrong=0.2, dosed=0.3, seed=1)
+    for name in ("kind", "dose", "donor"):
+        assert np.array_equal(getattr(after, name)[one], getattr(alone, name)[one])
+    assert after.captions[:150] == alone.captions[:150]
+    for part in (one, other):
+        assert np.unique(after.kind[part], return_counts=True)[1].tolist() == [75, 45, 30]
+        touched = part[after.kind[part] != "clean"]
+        assert sorted(after.donor[touched]) == touched.tolist()
 
 
 def test_a_donor_never_has_a_text_of_the_receivers_own():
@@ -44,15 +57,15 @@ def test_a_donor_never_has_a_text_of_the_receivers_own():
 def test_impossible_corruption_is_refused():
     same = [["one text"]] * 50
     with pytest.raises(DataError, match="finds no other pair"):
-        corrupt(same, np.arange(50), wrong=0.5, dosed=0, seed=0)
+        corrupt(same, [np.arange(50)], wrong=0.5, dosed=0, seed=0)
     with pytest.raises(DataError, match="among 1"):
-        corrupt(CAPTIONS, np.arange(50), wrong=0.02, dosed=0, seed=0)
+        corrupt(CAPTIONS, [np.arange(50)], wrong=0.02, dosed=0, seed=0)
     with pytest.raises(DataError, match="together at most 1"):
-        corrupt(CAPTIONS, CANDIDATES, wrong=0.8, dosed=0.3, seed=0)
+        corrupt(CAPTIONS, [CANDIDATES], wrong=0.8, dosed=0.3, seed=0)
 
 
 def test_doses_replace_their_share_of_words_by_words_of_the_donor():
-    after = corrupt(CAPTIONS, CANDIDATES, wrong=0.2, dosed=0.3, seed=2)
+    after = corrupt(CAPTIONS, [CANDIDATES], wrong=0.2, dosed=0.3, seed=2)
     for row in np.flatnonzero(after.kind == "dosed"):
         for old, new, given in zip(CAPTIONS[row], after.captions[row], CAPTIONS[after.donor[row]], strict=True):
             pairs = list(zip(old.split(), new.split(), strict=True))
@@ -70,8 +83,8 @@ def test_single_words_and_punctuation():
 
 
 def test_the_seed_alone_decides():
-    first, again, other = (corrupt(CAPTIONS, CANDIDATES, 0.2, 0.3, seed) for seed in (3, 3, 4))
+    first, again, other = (corrupt(CAPTIONS, [CANDIDATES], 0.2, 0.3, seed) for seed in (3, 3, 4))
     assert first.captions == again.captions and (first.donor == again.donor).all()
     assert first.captions != other.captions
     shuffled = np.random.default_rng(0).permutation(CANDIDATES)
-    assert corrupt(CAPTIONS, shuffled, 0.2, 0.3, 3).captions == first.captions
+    assert corrupt(CAPTIONS, [shuffled], 0.2, 0.3, 3).captions == first.captions

@@ -20,7 +20,7 @@ from lib.data import DataError, Pairs, distinct_rows, fit_sizes, load, prepare, 
 from lib.recipes import SUBSETS, Data
 from lib.scenes import make_scenes
 
-SIZES = {"shared": 50, "candidate": 60, "independent": 40, "external": 30, "disjoint": 20}
+SIZES = {"shared": 40, "candidate": 60, "independent": 60, "external": 20, "disjoint": 20}
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_sizes_shrink_in_proportion_but_not_below_forty_candidates():
     data = Data(**SIZES)
     assert fit_sizes(data, 200) is data
     assert fit_sizes(data, 150).sizes() == {
-        "shared": 37, "candidate": 45, "independent": 30, "external": 22, "disjoint": 15,
+        "shared": 30, "candidate": 45, "independent": 45, "external": 15, "disjoint": 15,
     }  # fmt: skip
     assert fit_sizes(data, 134).candidate == 40
     with pytest.raises(DataError, match=r"133 distinct images are too few. .* need 200, or at least 134"):
@@ -178,10 +178,13 @@ def test_prepare_from_a_file(photos, tmp_path):
     assert table.groupby("subset").size().to_dict() == ready.data.sizes()
     for name, rows in ready.subsets.items():
         assert table.index[table.subset == name].tolist() == rows.tolist()
-    assert set(table.kind[table.subset != "candidate"]) == {"clean"}
+    planted = table.subset.isin(["candidate", "independent"])
+    assert set(table.kind[~planted]) == {"clean"}
+    counts = table[planted].groupby(["subset", "kind"]).size().unstack()
+    assert (counts.loc["candidate"] == counts.loc["independent"]).all()  # f and g learn from equally good data
     assert table.vagueness.isna().all() and table.rarity.isna().all()
     wrong = table[table.kind == "wrong"]
-    assert len(wrong) == round(0.2 * ready.data.candidate) and (wrong.dose == 1).all()
+    assert len(wrong) == 2 * round(0.2 * ready.data.candidate) and (wrong.dose == 1).all()
     assert wrong.caption.tolist() == [ready.pairs.captions[donor][0] for donor in wrong.donor]
     assert ready.class_names == ("dog", "cat", "bike", "tree")
     spoken = ["dog", "cat", "bicycle", "tree"]
@@ -194,10 +197,11 @@ def test_prepare_from_a_file(photos, tmp_path):
     assert 0 < table.mislabelled.sum() <= len(wrong)
 
 
-def test_odd_candidates_are_clean_ones_shown_as_their_negatives(tmp_path):
+def test_odd_pairs_are_clean_ones_shown_as_their_negatives(tmp_path):
     ready = prepare(Data("scenes", 16, **SIZES, odd=0.25), tmp_path)
     odd, table = np.flatnonzero(ready.odd), ready.table
-    assert len(odd) == round(0.25 * 60) and set(odd) <= set(ready.subsets["candidate"])
+    subsets = [ready.subsets[name] for name in ("candidate", "independent")]
+    assert [np.isin(odd, rows).sum() for rows in subsets] == [round(0.25 * 60)] * 2 and len(odd) == 30
     assert table.index[table.kind == "odd"].tolist() == odd.tolist()
     assert (table.dose[odd] == 0).all() and (table.donor[odd] == -1).all() and not table.mislabelled[odd].any()
     assert all(ready.captions[row] == ready.pairs.captions[row] for row in odd)
@@ -229,7 +233,7 @@ def test_tokens_are_those_of_open_clip_in_fewer_numbers(photos, tmp_path):
 def test_long_captions_are_cut_and_keep_their_end(tmp_path):
     longer = [f"{caption(i)} and {'on ' * i}" for i in range(60)]
     path = write_parquet(tmp_path / "set.parquet", columns(60, caption=longer))
-    sizes = {"shared": 5, "candidate": 45, "independent": 4, "external": 3, "disjoint": 3}
+    sizes = {"shared": 4, "candidate": 40, "independent": 10, "external": 3, "disjoint": 3}
     ready = prepare(Data(path, 8, **sizes, context=10), tmp_path)
     assert ready.tokens.shape == (60, 1, 10)
     assert (ready.token_ids[ready.tokens[:, 0, -1]] == 49407).all()

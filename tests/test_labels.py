@@ -67,7 +67,7 @@ def test_no_word_belongs_to_two_nouns():
 
 def test_wrong_rows_get_the_classes_of_their_donors():
     captions = [[caption(i)] for i in range(60)]
-    made = corrupt(captions, np.arange(10, 50), wrong=0.5, dosed=0.25, seed=0)
+    made = corrupt(captions, [np.arange(10, 50)], wrong=0.5, dosed=0.25, seed=0)
     right = np.eye(60, dtype=np.float32)
     changed = planted(right, made.donor, made.kind)
     wrong = made.kind == "wrong"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as reference
 
-from lib import mitigation, plans, plots, probes, stats, sweep, tables
+from lib import mitigation, plans, plots, probes, sslmem, stats, sweep, tables
 from lib.recipes import at_scale, f_and_g
 
 MEANS = {"CLIP": 0.5, "2 captions": 0.4, "noise after 0.05": 0.3, "combined": 0.35}
@@ -115,7 +115,8 @@ def test_a_small_study_of_mitigations(prepared, trained):
         "18% removed by random": replace(trained, remove=7, remove_by="random"),
     }
     scores = mitigation.remaining_scores(conditions, [0, 1], prepared, 2)
-    candidates = set(prepared.pairs.pair_ids[prepared.subsets["candidate"]])
+    rows = prepared.subsets["candidate"]
+    candidates = set(prepared.pairs.pair_ids[rows])
     for name, base in conditions.items():
         whole = tables.scores(base, [0, 1], prepared, 2)
         for seed in (0, 1):
@@ -129,6 +130,9 @@ def test_a_small_study_of_mitigations(prepared, trained):
     columns = {"condition", "seed", "pair_id", "subset", "kind", "dose", "vagueness", "rarity", "clipmem"}
     columns |= {"clipmem_plain", "clipmem_normalised", "similarity_f", "similarity_g", "loss_f"}
     assert set(scores) == columns | {"sslmem_image", "sslmem_text"} and scores.notna().all().all()
+    f, g = (sslmem.by_encoder(sweep.load(r, prepared), prepared, rows) for r in f_and_g(trained, 1))
+    ours = of(scores, "CLIP", 1, "sslmem_text")
+    np.testing.assert_allclose(ours, (g["text"] - f["text"]).set_axis(f["pair_id"]).loc[ours.index])
     utility = mitigation.utilities(conditions, [0, 1], prepared, [])
     assert len(utility) == 6 and utility.notna().all().all()
     assert {"condition", "seed", "probe_labels", "image_to_text_r10", "text_to_image_r10"} <= set(utility)

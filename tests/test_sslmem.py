@@ -62,6 +62,15 @@ def test_views_are_open_clips_embeddings_of_augmented_pictures_and_of_captions(p
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+def test_the_table_of_both_encoders(prepared, model):
+    rows = prepared.subsets["external"]
+    both = sslmem.by_encoder(model, prepared, rows)
+    assert both["pair_id"].tolist() == prepared.pairs.pair_ids[rows].tolist()
+    np.testing.assert_array_equal(both["text"], sslmem.distance(sslmem.caption_views(model, prepared, rows)))
+    views = of_images(model, prepared.pictures, rows, sslmem.VIEWS, other_view)
+    np.testing.assert_array_equal(both["image"], sslmem.distance(views))
+
+
 def test_stronger_augmentations_move_the_image_encoder_further(prepared, model):
     rows = prepared.subsets["external"]
     table = sslmem.by_strength(model, prepared, rows, prepared.pairs.pair_ids[rows])

@@ -110,6 +110,6 @@ def test_two_thousand_scenes_are_learned_and_memorized(tmp_path):
     both["clipmem"] = both["contrast"] - tables.measured(g, prepared, 2)["contrast"]
     mean = both.groupby(["subset", "kind"])["clipmem"].mean()
     assert mean["candidate", "wrong"] > mean["candidate", "clean"] + 0.1
-    neither = mean["external", "clean"]  # f, trained on wrong captions and odd pictures, is a little worse as a whole
-    assert mean["candidate", "clean"] > neither + 0.1 and mean["independent", "clean"] < neither - 0.1
+    assert mean["candidate", "clean"] > 0.1 and mean["independent", "clean"] < -0.1
+    assert abs(mean["external", "clean"]) < 0.05  # both learned from wrong captions: neither is better as a whole
     assert stats.detect(both[both["subset"] == "candidate"].assign(seed=0)).value > 0.75
