@@ -139,7 +139,8 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict
 
     Retrieval on the disjoint pairs (`utility.retrieval`); for each labelled set `probe_<name>`, `zero_shot_<name>` and
     `classes_<name>`, the number of classes that zero-shot was among; where the pairs have a label of their own the
-    same for `labels`, the probe trained on the clean shared and independent pairs and all tested on the disjoint ones.
+    same for `labels`, the probe trained on the shared and independent pictures, nothing planted in them, and all tested
+    on the disjoint ones.
     """
     disjoint = prepared.subsets["disjoint"]
     image = of_images(model, prepared.pictures, disjoint)[0]
@@ -153,7 +154,7 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict
     if labels is not None:
         rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
         rows, known = rows[labels[rows] >= 0], labels[disjoint] >= 0
-        train, test = of_images(model, prepared.pictures, rows)[0], image[torch.from_numpy(known)]
+        train, test = of_images(model, prepared.pairs.images.__getitem__, rows)[0], image[torch.from_numpy(known)]
         names = prepared.pairs.label_names
         answers = _probed(model, prepared, train, labels[rows], test, labels[disjoint[known]], names)
         found |= {f"{what}_labels": value for what, value in answers.items()}

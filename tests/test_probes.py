@@ -109,7 +109,8 @@ def test_utilities_of_scenes_find_what_a_model_sees(prepared):
     assert set(found) - set(retrieval(image[0], text)) == {"probe_labels", "zero_shot_labels", "classes_labels"}
     assert found["classes_labels"] == len(prepared.pairs.label_names) and 0 <= found["probe_labels"] <= 1
     rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
-    train, labels = of_images(model, prepared.pictures, rows)[0].numpy(), prepared.pairs.labels
+    assert prepared.odd[rows].any()  # negatives among them are no lesson in what the classes look like
+    train, labels = of_images(model, prepared.pairs.images.__getitem__, rows)[0].numpy(), prepared.pairs.labels
     test = image[0].numpy(), labels[prepared.subsets["disjoint"]]
     assert found["probe_labels"] == linear_probe(train, labels[rows], *test)
 
