@@ -93,9 +93,9 @@ def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.Dat
         ax.scatter(part["m"], part["u"], s=60, color=colour, edgecolor="white", zorder=4, label=family)
     front = rows.iloc[pareto(rows["m"], rows["u"])]
     ax.plot(front["m"], front["u"], color="black", linewidth=1, linestyle="--", zorder=1, label="Pareto front")
-    for i, row in enumerate(front.itertuples()):
-        beside = (6, -12 if i % 2 else 6)  # neighbours on the front, above and below by turns, leave each other room
-        ax.annotate(str(row.name), (row.m, row.u), xytext=beside, textcoords="offset points", fontsize=9)
+    for i, row in enumerate(front.itertuples()):  # the front rises: above to the left and below to the right are free
+        beside, side = ((-6, 6), "right") if i % 2 else ((6, -12), "left")
+        ax.annotate(str(row.name), (row.m, row.u), xytext=beside, textcoords="offset points", fontsize=9, ha=side)
     for limits, values in ((ax.set_xlim, rows["m"]), (ax.set_ylim, rows["u"])):
         margin = 0.35 * (values.max() - values.min()) or 0.1
         limits(values.min() - margin, values.max() + margin)  # the points decide; a wide interval leaves the picture
