@@ -39,7 +39,7 @@ def corrupt(
     Raises DataError: the shares are impossible, a group has one pair only, or its captions are too much alike.
     """
     if min(wrong, dosed) < 0 or wrong + dosed > 1:
-        raise DataError(f"wrong={wrong} and dosed={dosed} are shares of the candidates: each >= 0, together at most 1.")
+        raise DataError(f"wrong={wrong} and dosed={dosed} are shares of a subset: each >= 0, together at most 1.")
     n, rng = len(captions), np.random.default_rng([seed, 1])
     made = Corruption(list(captions), np.full(n, "clean"), np.zeros(n), np.full(n, -1, np.int64))
     for part in parts:
@@ -83,7 +83,7 @@ def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generato
         else:
             raise DataError(
                 f"row {row} finds no other pair among {len(rows)} whose captions all differ from its own. "
-                f"Use more candidates, another seed, or data with more varied captions."
+                f"Use larger subsets, another seed, or data with more varied captions."
             )
     return donors
 

@@ -24,10 +24,9 @@ def at_matched_strength(base: Recipe, seeds: Sequence[int], prepared: Prepared) 
         One row a (seed, pair): seed, pair_id, kind, image, text, crop (smallest share of the area), colour, matched.
     """
     rows = np.concatenate([prepared.subsets["candidate"], prepared.subsets["external"]])
-    ids = prepared.pairs.pair_ids[rows]
 
     def of(recipe: Recipe) -> pd.DataFrame:
-        return tables.kept("strengths", recipe, prepared, lambda m: sslmem.by_strength(m, prepared, rows, ids))
+        return tables.kept("strengths", recipe, prepared, lambda m: sslmem.by_strength(m, prepared, rows))
 
     recipes = [r for seed in seeds for r in f_and_g(base, seed)]
     both = sweep.each("encoders", lambda r, note: of(r), recipes)

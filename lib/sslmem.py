@@ -58,9 +58,10 @@ def _augmented(images: Tensor, generator: torch.Generator, crop: float, colour: 
     return objectives.augment(images, crop, colour, generator)
 
 
-def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray, pair_ids: np.ndarray) -> pd.DataFrame:
+def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
     """L of both encoders of one model: columns pair_id, `text` (captions), and `image_<i>` for each of STRENGTHS."""
-    table = {"pair_id": pair_ids, "text": of_text_encoder(model, prepared, rows).double().numpy()}
+    text = of_text_encoder(model, prepared, rows).double().numpy()
+    table = {"pair_id": prepared.pairs.pair_ids[rows], "text": text}
     for i, (crop, colour) in enumerate(STRENGTHS):
         change = partial(_augmented, crop=crop, colour=colour)
         table[f"image_{i}"] = distance(of_images(model, prepared.pictures, rows, VIEWS, change)).double().numpy()
