@@ -1,23 +1,24 @@
-"""What happens to captions: some are made wrong on purpose, with the truth kept, and then all become numbers.
+"""Corrupt pairs on purpose, with the truth kept, and turn captions into numbers.
 
-A `wrong` pair gets all captions of another wrong pair; a `dosed` pair keeps its captions, with a part of their words
-replaced by words of another dosed pair's captions. Both take donors by a derangement: nobody is their own donor, every
-caption list of the group is used once, and a donor never has a text of the receiver's own.
+A `swapped` pair gets all captions of another swapped pair. A `partly_swapped` pair keeps its captions, with a part of
+their words replaced by words of another such pair. Both take donors by a derangement: nobody is their own donor, every
+caption list of the group is used once, and a donor never has a text of the receiver's own. An `inverted` pair keeps its
+captions and shows the negative of its picture.
 """
 
-import os
+from __future__ import annotations
+
 import re
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from lib.pairs import Pairs
-from lib.sources import DataError
+SHARES = (0.25, 0.5, 0.75)  # share of words replaced, in equal thirds of the partly swapped pairs
 
-DOSES = (0.25, 0.5, 0.75)  # share of words replaced, in equal thirds of the dosed pairs
+
+class DataError(ValueError):
+    """A data set cannot be used; the message names the file, row or column, what was expected, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -25,51 +26,69 @@ class Corruption:
     """The captions of all N pairs afterwards, and what was done to each."""
 
     captions: list[list[str]]
-    kind: np.ndarray  # str [N]: "clean", "wrong" or "dosed"
-    dose: np.ndarray  # float64 [N]: 0 clean, .25, .5 or .75 dosed, 1 wrong
+    corruption: np.ndarray  # str [N]: "clean", "swapped", "partly_swapped" or "inverted"
+    share_swapped: np.ndarray  # float64 [N]: 0 clean, one of SHARES partly swapped, 1 swapped
     donor: np.ndarray  # int64 [N]: row whose captions or words were taken, -1 none
 
 
 def corrupt(
-    captions: list[list[str]], parts: Sequence[np.ndarray], wrong: float, dosed: float, seed: int
+    captions: list[list[str]], parts: Sequence[np.ndarray], shares: tuple[float, float, float], seed: int
 ) -> Corruption:
-    """Corrupt the shares `wrong` and `dosed` of each of `parts`, arrays of rows that have no row in common.
+    """Swap, partly swap and invert the given shares of each of `parts`, arrays of rows that have no row in common.
 
     Donors are of the same part as the receiver; `seed` chooses rows, donors and words.
-    Raises DataError: the shares are impossible, a group has one pair only, or its captions are too much alike.
+
+    Raises:
+        ValueError: the shares are impossible.
+        DataError: a group has one pair only, or its captions are too much alike.
     """
-    if min(wrong, dosed) < 0 or wrong + dosed > 1:
-        raise DataError(f"wrong={wrong} and dosed={dosed} are shares of a subset: each >= 0, together at most 1.")
+    swapped, partly_swapped, inverted = shares
+    if min(shares) < 0 or sum(shares) > 1:
+        raise ValueError(f"swapped, partly_swapped, inverted = {shares}: expected shares >= 0 with a sum of at most 1")
     n, rng = len(captions), np.random.default_rng([seed, 1])
-    made = Corruption(list(captions), np.full(n, "clean"), np.zeros(n), np.full(n, -1, np.int64))
+    made = Corruption(
+        captions=list(captions),
+        corruption=np.full(n, "clean", dtype="<U14"),
+        share_swapped=np.zeros(n),
+        donor=np.full(n, -1, np.int64),
+    )
     for part in parts:
         shuffled = rng.permutation(np.sort(part))
-        cut = round(wrong * len(part))
-        groups = {"wrong": shuffled[:cut], "dosed": shuffled[cut : cut + round(dosed * len(part))]}
+        cut = round(swapped * len(part))
+        groups = {"swapped": shuffled[:cut], "partly_swapped": shuffled[cut : cut + round(partly_swapped * len(part))]}
         for name, rows in groups.items():
-            made.kind[rows], made.donor[rows] = name, derange(captions, rows, rng)
-            made.dose[rows] = 1.0 if name == "wrong" else np.resize(DOSES, len(rows))
-        for row in groups["wrong"]:
+            made.corruption[rows], made.donor[rows] = name, derange(captions, rows, rng)
+            made.share_swapped[rows] = 1.0 if name == "swapped" else np.resize(SHARES, len(rows))
+        for row in groups["swapped"]:
             made.captions[row] = captions[made.donor[row]]
-        _replace_in(made, captions, groups["dosed"], rng)
+        _replace_in(made, captions, groups["partly_swapped"], rng)
+    rng = np.random.default_rng([seed, 2])  # of its own, so that the choice of pictures moves no caption
+    for part in parts:
+        clean = np.sort(part)[made.corruption[np.sort(part)] == "clean"]
+        made.corruption[rng.permutation(clean)[: round(inverted * len(part))]] = "inverted"
     return made
 
 
 def _replace_in(made: Corruption, captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> None:
-    """Replace words of the dosed `rows`: by the donor's in the same caption, else in any, else by anyone's."""
+    """Replace words of the partly swapped `rows`: by the donor's in the same caption, else in any, else by anyone's."""
     everyones = list(dict.fromkeys(_words(text for row in rows for text in captions[row])))
     for row in rows:
         given = captions[made.donor[row]]
         made.captions[row] = [
-            replace_words(text, (_words([given[c % len(given)]]), _words(given), everyones), made.dose[row], rng)
+            replace_words(
+                text, (_words([given[c % len(given)]]), _words(given), everyones), made.share_swapped[row], rng
+            )
             for c, text in enumerate(captions[row])
         ]
 
 
 def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A donor for each of `rows`: a permutation of `rows` in which no donor shares a text with its receiver.
+    """Return a donor for each of `rows`: a permutation in which no donor shares a text with its receiver.
 
-    In a random one, clashing rows exchange donors with a random other row where that helps both, else DataError.
+    In a random permutation, clashing rows exchange donors with a random other row where that helps both.
+
+    Raises:
+        DataError: some row finds no partner to exchange with.
     """
     texts = {row: {" ".join(text.casefold().split()) for text in captions[row]} for row in rows.tolist()}
     donors = rng.permutation(rows)
@@ -89,10 +108,10 @@ def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generato
 
 
 def replace_words(caption: str, pools: Sequence[Sequence[str]], share: float, rng: np.random.Generator) -> str:
-    """`caption` with `share` of its words, at least one, each replaced by a different word.
+    """Return `caption` with `share` of its words, at least one, each replaced by a different word.
 
-    Bare punctuation is no word; upper case and punctuation make no difference between words. A new word comes from
-    the first of `pools` that has a different one. Raises DataError when none has.
+    Bare punctuation is no word; case and punctuation make no difference between words. A new word comes from the first
+    of `pools` that has a different one. Raise DataError when none has.
     """
     parts = caption.split()
     places = [place for place, part in enumerate(parts) if _core(part)] or list(range(len(parts)))
@@ -110,7 +129,7 @@ def _words(texts: Iterable[str]) -> list[str]:
 
 
 def _core(word: str) -> str:
-    """A word as compared: without case and punctuation."""
+    """Return a word as it is compared: without case and punctuation."""
     return re.sub(r"\W+", "", word.casefold())
 
 
@@ -118,7 +137,7 @@ def _core(word: str) -> str:
 
 
 def encode(captions: list[list[str]], width: int, context: int) -> np.ndarray:
-    """open_clip's ids, int32 [N, width, context], 0 = padding; a longer text is cut and keeps its end token.
+    """Return open_clip's token ids, int32 `[N, width, context]`, 0 = padding; a longer text keeps its end token.
 
     Pairs with fewer than `width` captions repeat theirs in turn.
     """
@@ -129,34 +148,17 @@ def encode(captions: list[list[str]], width: int, context: int) -> np.ndarray:
     return ids.astype(np.int32).reshape(len(captions), width, context)
 
 
-def tokenize(pairs: Pairs, changed: list[list[str]], context: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int32 [N, C, L] of the `changed` captions of `pairs`, and token_ids int64 [V]: open_clip's id of each.
+def compact(ids: np.ndarray, original_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens int32 `[N, C, L]` in compact ids, and open_clip's id of each compact id, int64 `[V]`.
 
     open_clip's 49,408 words would take most of a small model's memory and time. Keeping only those that occur, before
-    or after the change (so that the split makes no difference), in their order, is the same function: 0 stays padding
-    and the end token stays the largest id, which is where CLIP reads the text. L is the longest text.
+    or after corruption (so that the split makes no difference), in their order, is the same function: 0 stays padding,
+    and the end token stays the largest id, which is where CLIP reads the text. L is the length of the longest text.
+
+    Args:
+        ids: open_clip's ids after corruption, `[N, C, context]`.
+        original_ids: the same before corruption.
     """
-    original = _encode_kept(pairs, context, cache)
-    ids = original.copy()
-    rows = [row for row, (old, new) in enumerate(zip(pairs.captions, changed, strict=True)) if old != new]
-    ids[rows] = encode([changed[row] for row in rows], ids.shape[1], context)
     length = int(np.flatnonzero(ids.any(axis=(0, 1)))[-1]) + 1
-    token_ids = np.unique(np.concatenate([[0], original.ravel(), ids.ravel()])).astype(np.int64)
+    token_ids = np.unique(np.concatenate([[0], original_ids.ravel(), ids.ravel()])).astype(np.int64)
     return np.searchsorted(token_ids, ids[:, :, :length]).astype(np.int32), token_ids
-
-
-def _encode_kept(pairs: Pairs, context: int, cache: Path) -> np.ndarray:
-    """Tokens of the captions as loaded; a file keeps them, because 40,000 captions take 4 seconds."""
-    file = cache / "tokens" / f"{pairs.fingerprint[:32]}-{context}.npy"
-    try:
-        return np.load(file)
-    except (OSError, ValueError, EOFError):  # absent or damaged
-        ids = encode(pairs.captions, max(len(own) for own in pairs.captions), context)
-    part = file.with_name(f"{uuid.uuid4().hex}.npy")  # threads and processes may all be here at once
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(part, ids)
-        os.replace(part, file)
-    except OSError:  # nothing is lost without it but seconds
-        part.unlink(missing_ok=True)
-    return ids

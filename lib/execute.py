@@ -1,61 +1,73 @@
-"""Run one notebook with papermill, and decide whether it is done.
+"""One notebook: its parameters checked, executed by papermill, proved to be done, and written as HTML."""
 
-papermill writes `completed` on the cells of a killed kernel, and `SystemExit(0)` in a cell counts as success for it. So
-a notebook counts as done only when papermill raised nothing, every code cell ran in order, the results file of this
-very run is there, and so is every figure that it names.
-"""
-
-import contextlib
+import html
 import json
 import os
+import re
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import quote
 
-TAIL = 14  # lines of a traceback or a log that are shown
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from nbconvert.filters import strip_ansi
 
+from lib.findings import FindingsError, read_results
+from lib.recipes import did_you_mean
 
-@dataclass(frozen=True)
-class Place:
-    """Where the files of a notebook lie. `name` is `<dataset>-<scale>`."""
-
-    project: Path
-    runs: Path
-    name: str
-
-    def file(self, notebook: Path, ending: str) -> Path:
-        """Return what a run leaves of a notebook: .ipynb as executed, .html, .log, .progress.json."""
-        return self.runs / "executed" / self.name / (notebook.stem + ending)
-
-    def results(self, notebook: Path) -> Path:
-        """Return the file that a notebook writes as its last act: {run_id, notebook, findings, figures}."""
-        return self.runs / "results" / self.name / f"{notebook.stem}.json"
+TAIL = 14  # lines of a traceback or a log that are shown: enough for the failing cell
+PROGRESS = "[....]"  # lines of a notebook's output that begin so are also shown on the terminal
+REQUIRED = ("scale", "dataset")  # parameters that every notebook has
 
 
-def execute(place: Place, notebook: Path, parameters: dict[str, Any], run_id: str) -> list[str]:
-    """Run a notebook. Return nothing if it is done, else what happened: a sentence, then the last lines behind it."""
-    for ending in (".ipynb", ".html", ".progress.json"):
-        place.file(notebook, ending).unlink(missing_ok=True)
-    _prepare_kernel(place, notebook, run_id)
-    with place.file(notebook, ".log").open("w") as log, _stderr_in(log):
-        trouble = _run(place, notebook, parameters, log)
-        if not trouble:
-            _report(place, notebook)
-    return trouble or [f"not done: {text}." for text in shortcomings(place, notebook, run_id)]
+class NotebookError(Exception):
+    """A notebook cannot be run, or is not done: a sentence that says why, then the last lines that explain it."""
 
 
-def _prepare_kernel(place: Place, notebook: Path, run_id: str) -> None:
-    """Set the environment variables that the kernel inherits. ipykernel ends by itself when this process is gone."""
-    os.environ["CLIPMEM_RUNS"] = str(place.runs)
-    os.environ["CLIPMEM_RUN_ID"] = run_id
-    os.environ["CLIPMEM_PROGRESS"] = str(place.file(notebook, ".progress.json"))
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
+class Teed:
+    """A log that repeats progress lines on the terminal."""
+
+    def __init__(self, log: TextIO):
+        self.log, self.flush = log, log.flush
+
+    def write(self, text: str) -> None:
+        """Write to the log. tqdm begins its lines with a carriage return, and ends none."""
+        self.log.write(text.replace("\r", "\n"))
+        for line in re.split(r"[\r\n]", text):
+            if line.startswith(PROGRESS):
+                print(line.rstrip(), flush=True)
 
 
-@contextlib.contextmanager
+def _escaped(path: Path) -> str:
+    """Return a path as papermill wants it, which fills in parameters where there are braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def given(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the values that the notebook declares as parameters; papermill would only warn.
+
+    Raises:
+        NotebookError: one is missing, seems misspelt, or has another type there.
+    """
+    try:
+        types = {name: e["inferred_type_name"] for name, e in papermill.inspect_notebook(_escaped(notebook)).items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise NotebookError(f"{notebook} cannot be read as a notebook: {error!s:.200}") from error
+    for name, value in values.items():
+        hint = did_you_mean(name, [other for other in types if other not in values])
+        if name not in types and (hint or name in REQUIRED):
+            raise NotebookError(f"{notebook.name} has no parameter {name!r}: {', '.join(types)}.{hint}")
+        if types.get(name, "None") not in (type(value).__name__, "None"):  # "None": declared without a type
+            raise NotebookError(f"{notebook.name}: {name} is {types[name]} there, and was given {value!r}")
+    return {name: value for name, value in values.items() if name in types}
+
+
+@contextmanager
 def _stderr_in(log: TextIO) -> Iterator[None]:
     """Send standard error to the log, also what the kernel writes before it can report it, or while it crashes."""
     terminal = os.dup(2)
@@ -67,64 +79,72 @@ def _stderr_in(log: TextIO) -> Iterator[None]:
         os.close(terminal)
 
 
-def _run(place: Place, notebook: Path, parameters: dict[str, Any], log: TextIO) -> list[str]:
-    """Run the notebook with papermill, all that it prints in the log; return why it failed, or nothing."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from nbconvert.filters import strip_ansi
-
-    source, target = str(notebook), str(place.file(notebook, ".ipynb"))
-    options = {"kernel_name": "python3", "progress_bar": False, "stdout_file": log, "stderr_file": log}
-    try:
-        papermill.execute_notebook(source, target, parameters, cwd=str(notebook.parent), **options)
-    except papermill.PapermillExecutionError as error:
-        lines = strip_ansi("\n".join(error.traceback)).splitlines()
-        print(*lines, sep="\n", file=log)
-        sentence = " ".join(f"cell [{error.exec_count}]: {error.ename}: {error.evalue}".split())
-        return [_plainly(sentence), *[line for line in lines if line.strip()][-TAIL:]]
-    except DeadKernelError:
-        return ["the kernel died: killed, or out of memory.", *Path(log.name).read_text().splitlines()[-TAIL:]]
-    except Exception as error:  # a full disk, a kernel that does not start: all end this notebook
-        traceback.print_exc()
-        return [_plainly(f"{type(error).__name__}: {error}")]
-    return []
-
-
-def _plainly(error: str) -> str:
-    if "No space left on device" in error:
-        return f"the disk is full. Free some space and continue; what is trained stays. ({error})"
-    return error
-
-
-def _report(place: Place, notebook: Path) -> None:
-    """Write the executed notebook as HTML, its images inside. A failure is logged: the notebook is done without."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    try:
-        executed = nbformat.read(place.file(notebook, ".ipynb"), as_version=4)
-        for cell in executed.cells:  # nbconvert embeds only what lies below its path
-            if cell.cell_type == "markdown":
-                cell.source = cell.source.replace("](../", "](")
-        resources = {"metadata": {"path": str(place.project), "name": notebook.stem}}
-        text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=resources)
-        place.file(notebook, ".html").write_text(text)
-    except Exception:
-        traceback.print_exc()
+def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
+    """Run a notebook; leave it executed, and its log, in `folder`. Raise NotebookError where it fails."""
+    target = folder / notebook.name
+    target.unlink(missing_ok=True)
+    with target.with_suffix(".log").open("w", encoding="utf-8") as log, _stderr_in(log):
+        try:
+            papermill.execute_notebook(
+                _escaped(notebook),
+                _escaped(target),
+                parameters,
+                kernel_name="python3",
+                cwd=notebook.parent,
+                progress_bar=False,
+                stdout_file=Teed(log),
+                stderr_file=log,
+            )
+        except papermill.PapermillExecutionError as error:
+            lines = strip_ansi("\n".join(error.traceback)).splitlines()
+            print(*lines, sep="\n", file=log)
+            sentence = " ".join(f"cell [{error.exec_count}]: {error.ename}: {error.evalue}".split())
+            raise NotebookError(sentence, *[line for line in lines if line.strip()][-TAIL:]) from error
+        except DeadKernelError as error:
+            last = Path(log.name).read_text(encoding="utf-8").splitlines()[-TAIL:]
+            raise NotebookError("the kernel died: it was killed, or out of memory.", *last) from error
+        except Exception as error:  # a full disk, a kernel that does not start: all end this notebook
+            traceback.print_exc(file=log)
+            raise NotebookError(f"{type(error).__name__}: {error}") from error
 
 
-def shortcomings(place: Place, notebook: Path, run_id: str) -> list[str]:
-    """Return why a notebook that raised nothing is not done after all; empty if it is."""
-    cells = json.loads(place.file(notebook, ".ipynb").read_text())["cells"]
-    counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
+def prove(executed: Path, results: Path, run_id: str) -> None:
+    """Raise NotebookError where a notebook that ended without an error is not done after all.
+
+    papermill marks the cells of a killed kernel as completed, and SystemExit(0) in a cell counts as success for it.
+    """
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    counts = [cell["execution_count"] or 0 for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
     if counts != list(range(1, len(counts) + 1)):
-        last = max(count or 0 for count in counts)
-        return [f"it stopped at cell [{last}] of {len(counts)} without an error: exit() in a cell? a lost kernel?"]
-    path = place.results(notebook)
-    if not path.is_file():
-        return [f"it did not write its results file {path}"]
-    results = json.loads(path.read_text())
-    if results["run_id"] != run_id:
-        return [f"the results file {path} is from an earlier run"]
-    missing = [name for name in results["figures"] if not (place.project / name).is_file()]
-    return [f"the figure {name} is declared, and not there" for name in missing]
+        reason = "without an error: exit() in a cell? a lost kernel?"
+        raise NotebookError(f"not done: it stopped at cell [{max(counts)}] of {len(counts)} {reason}")
+    try:
+        found = read_results(results)
+    except FindingsError as error:
+        raise NotebookError(f"not done: {error}") from error
+    if found["run_id"] != run_id:
+        raise NotebookError(f"not done: {results} is from an earlier run. Its last cell has to write the results.")
+    for name in found["figures"]:
+        if not (results.parent / f"{name}.png").is_file():
+            raise NotebookError(f"not done: the figure {name} is declared, and not in {results.parent}")
+
+
+def write_report(project: Path, executed: Path) -> None:
+    """Write an executed notebook as HTML, its images inside and without progress lines, and link it in index.html."""
+    book = nbformat.read(executed, as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "markdown":  # nbconvert embeds only what lies below its path
+            cell.source = cell.source.replace("](../", "](")
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                lines = re.split(r"[\r\n]", output.text)
+                output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
+    resources = {"metadata": {"path": str(project), "name": executed.stem}}
+    text, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources=resources)
+    executed.with_suffix(".html").write_text(text, encoding="utf-8")
+    folder = executed.parent
+    names = sorted(path.stem for path in folder.glob("*.html") if path.stem != "index")
+    links = "\n".join(f'<li><a href="{quote(name)}.html">{html.escape(name)}</a></li>' for name in names)
+    head = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{html.escape(folder.name)}</title>'
+    page = f"{head}\n<h1>{html.escape(folder.name)}</h1>\n<ul>\n{links}\n</ul>\n"
+    (folder / "index.html").write_text(page, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The verdicts of the notebooks: recorded, read back, and shown as README's table.
+"""What the notebooks found: recorded, compared with the reference, published, and shown as README's table.
 
-python -m lib.findings            print the table of the committed findings
+python -m lib.findings            print the table of the published findings
 python -m lib.findings --write    put it into README.md, between its two markers
 python -m lib.findings --check    exit 1 when README.md does not hold it
 """
@@ -11,21 +11,22 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
-from lib import paper
-from lib.recipes import slug
-from lib.sources import PRESETS
-from lib.stats import VERDICTS, Estimate, verdict
-from lib.store import PROJECT as ROOT
-from lib.store import write_bytes
+from lib import paper, store
+from lib.recipes import published_name, slug
+from lib.stats import Estimate, verdict
+from lib.store import ROOT
 
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
+NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
+MIN_SEEDS = 3  # the fewest that are published: the paper's own number
+ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
 
 
 @dataclass(frozen=True)
@@ -47,181 +48,191 @@ class Finding:
     commit: str
 
 
-FIELDS = [f.name for f in fields(Finding)]
-
-
 class FindingsError(ValueError):
-    """A finding, a findings.json or README.md is not what it must be; the message names the file and the entry."""
+    """Results, a findings.json or README.md are not as they must be; the message names the file and says what to do."""
 
 
-def decide(
-    finding: str,
-    claim: str,
-    statistic: str,
-    estimate: Estimate,
-    about: Mapping,
-    threshold: float = 0.0,
-    side: str = "above",
-) -> Finding:
-    """The Finding for "`statistic` lies above (or below) `threshold`", decided by `stats.verdict`.
-
-    `about`: the provenance of the notebook's figures (`figures.provenance`)."""
-    outcome = verdict(estimate, threshold, side)
-    value, low, high = (_number(v) for v in (estimate.value, estimate.low, estimate.high))
-    where = (slug(about["dataset"]), about["scale"], about["notebook"], tuple(about["run_keys"]), about["commit"])
-    return Finding(finding, claim, outcome, statistic, value, low, high, int(estimate.seeds), *where)
+def paper(name: str) -> pd.DataFrame:
+    """Return a table of the paper's own numbers, figures/paper.json: unitmem, captions, noise or removed."""
+    entry = json.loads((ROOT / "figures" / "paper.json").read_text(encoding="utf-8"))[name]
+    return pd.DataFrame(entry["columns"], index=pd.Index(entry["rows"], name=entry["index"]))
 
 
-def _number(value: float | None) -> float | None:
-    """Six significant digits, enough to read and to compare; None, in JSON null, for what is not finite."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+def results_folder(dataset: str, scale: str) -> Path:
+    """Return where own results lie: figures, their tables, and `<notebook>.json` of each notebook."""
+    return store.root() / "results" / f"{slug(dataset)}-{scale}"
 
 
-def _fault(entry: object) -> str:
-    """What is wrong with one entry of a findings.json, in words; "" when nothing is."""
-    if not isinstance(entry, dict) or set(entry) != set(FIELDS):
-        odd = sorted(set(FIELDS) ^ set(entry)) if isinstance(entry, dict) else [type(entry).__name__]
-        return f"expected an object with exactly the fields {', '.join(FIELDS)}; missing or unknown: {', '.join(odd)}"
-    for name in ("finding", "claim", "statistic", "dataset", "scale", "notebook", "commit"):
-        if not isinstance(entry[name], str) or not entry[name]:
-            return f"{name} is {entry[name]!r}; expected a text that is not empty"
-    if entry["verdict"] not in VERDICTS:
-        return f"verdict is {entry['verdict']!r}; expected one of {', '.join(VERDICTS)}"
-    if type(entry["seeds"]) is not int or entry["seeds"] < 1:
-        return f"seeds is {entry['seeds']!r}; expected a whole number from 1"
-    if not isinstance(entry["run_keys"], list | tuple) or not all(isinstance(k, str) for k in entry["run_keys"]):
-        return "run_keys is not a list of texts"
-    numbers = [entry[name] for name in ("low", "value", "high")]
-    if not all(v is None or type(v) in (int, float) for v in numbers):
-        return f"low, value, high are {numbers}; expected numbers or null"
-    known = [v for v in numbers if v is not None]
-    return "" if known == sorted(known) else f"low, value, high are {numbers}; expected them in rising order"
+def reference_folder(dataset: str, scale: str) -> Path:
+    """Return where the reference lies. Only `publish` writes there."""
+    return ROOT / "figures" / f"{published_name(dataset)}-{scale}"
 
 
-def _load(path: Path) -> list[dict]:
-    def refuse(constant: str):
-        raise ValueError(f"it holds {constant}, which is not JSON: write null")
+def decide(finding: str, claim: str, statistic: str, estimate: Estimate, about: Mapping[str, Any],
+           threshold: float = 0.0, side: str = "above") -> Finding:  # fmt: skip
+    """Return the Finding for "`statistic` lies above (or below) `threshold`", decided by `stats.verdict`.
 
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:
-        raise FindingsError(f"{path}: cannot be read as JSON ({error}); run its notebook again") from error
-    if not isinstance(entries, list):
-        raise FindingsError(f"{path}: expected a list of findings, found {type(entries).__name__}")
-    for number, entry in enumerate(entries, start=1):
-        if fault := _fault(entry):
-            raise FindingsError(f"{path}, entry {number}: {fault}; run its notebook again")
-    return entries
-
-
-def _json(content: object) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def folder(dataset: str, scale: str, root: Path = ROOT) -> Path:
-    """Where the reference figures and findings of a data set at a scale lie: figures/<slug>-<scale>."""
-    return root / "figures" / f"{slug(dataset)}-{scale}"
-
-
-def record(
-    notebook: str, findings: Sequence[Finding], figures: Sequence[str], dataset: str, scale: str, root: Path = ROOT
-) -> Path:
-    """A notebook's last act: write its findings beside its figures, and the results file of this very run.
-
-    In figures/<slug>-<scale>/findings.json this notebook's entries are replaced and all others kept. The results file,
-    written last, is runs/results/<slug>-<scale>/<notebook>.json (runs: env CLIPMEM_RUNS) and carries env
-    CLIPMEM_RUN_ID. Returns its path. FindingsError: a malformed finding, or a figure that was declared but not saved.
+    `about`: the provenance that `study.begin` collects. Nothing is decided at scale smoke.
     """
+    outcome = NOT_JUDGED if about["scale"] == "smoke" else verdict(estimate, threshold, side)
+    rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit")}
+    for name in ("value", "low", "high"):  # six digits are enough to read and to compare; null for what is not finite
+        number = getattr(estimate, name)
+        rest[name] = float(f"{number:.6g}") if number is not None and math.isfinite(number) else None
+    rest |= {"seeds": int(estimate.seeds), "dataset": about["name"], "run_keys": tuple(about["run_keys"])}
+    return Finding(finding=finding, claim=claim, verdict=outcome, statistic=statistic, **rest)
+
+
+def record(notebook: str, findings: Sequence[Finding], figures: Sequence[str], about: Mapping[str, Any]) -> Path:
+    """Write the results file of this very run, a notebook's last act, and return its path.
+
+    It carries the environment variable CLIPMEM_RUN_ID, by which run_all.sh knows its own run. Raise FindingsError for
+    a figure that was declared and not saved.
+    """
+    path = store.root() / "results" / f"{about['dataset']}-{about['scale']}" / f"{notebook}.json"
+    for name in figures:
+        if not path.with_name(f"{name}.png").is_file():
+            raise FindingsError(f"{path.with_name(name)}.png: declared, but not saved; call study.keep first")
+    results = {"run_id": os.environ.get("CLIPMEM_RUN_ID") or uuid.uuid4().hex, "notebook": notebook}
     entries = [asdict(finding) for finding in findings]
-    expected = (notebook, slug(dataset), scale)
-    for number, entry in enumerate(entries, start=1):
-        fault = _fault(entry)
-        if not fault and (found := (entry["notebook"], entry["dataset"], entry["scale"])) != expected:
-            fault = f"it belongs to {found}; expected {expected}"
-        if fault:
-            raise FindingsError(f"{notebook}, finding {number}: {fault}")
-    for figure in figures:
-        if not (root / figure).is_file():
-            raise FindingsError(f"{notebook}: the figure {figure} was declared but not saved; call figures.save first")
-    path = folder(dataset, scale, root) / "findings.json"
-    results = Path(os.environ.get("CLIPMEM_RUNS") or root / "runs") / "results" / path.parent.name
-    results.mkdir(parents=True, exist_ok=True)
-    with FileLock(results / ".findings.lock", timeout=60):
-        others = [e for e in (_load(path) if path.exists() else []) if e["notebook"] != notebook]
-        write_bytes(path, _json(sorted(others + entries, key=lambda e: (e["notebook"], e["finding"], e["claim"]))))
-    run_id = os.environ.get("CLIPMEM_RUN_ID") or uuid.uuid4().hex
-    done = {"run_id": run_id, "notebook": notebook, "findings": entries, "figures": list(figures)}
-    write_bytes(results / f"{notebook}.json", _json(done))
-    return results / f"{notebook}.json"
+    store.write_json(path, {**results, "about": dict(about), "findings": entries, "figures": list(figures)})
+    return path
 
 
-def of(folder: Path) -> pd.DataFrame:
-    """The findings of one folder, one row each, with Finding's fields."""
-    return pd.DataFrame(_load(folder / "findings.json"), columns=FIELDS)
+def _table(entries: Any) -> pd.DataFrame:
+    rows: list[Any] = [asdict(Finding(**entry)) for entry in entries]
+    found = pd.DataFrame(rows, columns=[field.name for field in fields(Finding)])
+    return found.astype({"value": float, "low": float, "high": float, "seeds": int})  # refuses what is no number
 
 
-def read(root: Path = ROOT) -> pd.DataFrame:
-    """All committed findings (figures/*/findings.json, smoke left out), one row each, with Finding's fields."""
-    paths = [p for p in sorted((root / "figures").glob("*/findings.json")) if not p.parent.name.endswith("-smoke")]
-    rows = pd.concat([pd.DataFrame(columns=FIELDS), *(of(path.parent) for path in paths)], ignore_index=True)
+def _read(path: Path, convert: Callable[[Any], Any], advice: str) -> Any:
+    try:
+        return convert(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise FindingsError(f"{path} is missing: {advice}.") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FindingsError(f"{path} is damaged: {advice}. ({error!r:.120})") from error
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return what `record` wrote, its findings as a table. Raise FindingsError for a missing or damaged file."""
+    names = ("run_id", "notebook", "about", "figures")
+    convert = lambda found: {name: found[name] for name in names} | {"findings": _table(found["findings"])}  # noqa: E731
+    return _read(path, convert, f"run notebook {path.stem} again")
+
+
+def read_reference(folder: Path) -> pd.DataFrame:
+    """Return the published findings of one folder, with Finding's fields. Raise FindingsError, as `read_results`."""
+    return _read(folder / "findings.json", _table, "restore it with git, or publish it with ./run_all.sh --publish")
+
+
+def all_references() -> pd.DataFrame:
+    """Return all published findings, one row each, with Finding's fields."""
+    folders = [path.parent for path in sorted(ROOT.glob("figures/*/findings.json"))]
+    tables = [read_reference(folder) for folder in folders if not folder.name.endswith("-smoke")]
+    rows = pd.concat(tables, ignore_index=True) if tables else _table([])
     return rows.sort_values(["finding", "claim", "dataset", "scale"], ignore_index=True)
 
 
-def _command(row: pd.Series) -> str:
-    name = row["dataset"] if row["dataset"] in PRESETS else f"{row['dataset']}.parquet"
-    data = "" if row["dataset"] == "scenes" else f" --dataset {name}"
-    return f"`./run_all.sh {row['scale']} --only {row['notebook'][:2]}{data}`"
+def compare(results: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """Return in one sentence how far the claims that are in both agree."""
+    both = results.merge(reference, on="finding", suffixes=("", "_there"))
+    if both.empty:
+        return "The reference has none of these claims."
+    differ = both.loc[both["verdict"] != both["verdict_there"], "finding"]
+    sentence = f"{len(both)} claims: {len(both) - len(differ)} verdicts as in the reference"
+    if len(differ):
+        sentence += f", {len(differ)} {'differs' if len(differ) == 1 else 'differ'} ({', '.join(differ)})"
+    distance = (both["value"] - both["value_there"]).abs()
+    if distance.notna().any():
+        sentence += f"; largest difference {distance.max():.2g} ({both.loc[distance.idxmax(), 'finding']})"
+    return f"{sentence}."
+
+
+def unpublishable(scale: str, seeds: int, commits: set[str]) -> str:
+    """Return why results may not become the reference, or "" where they may."""
+    if scale == "smoke":
+        return "smoke decides nothing, so it is not published: use laptop or a larger scale"
+    if seeds < MIN_SEEDS:
+        return f"{seeds} seeds are too few to publish: use at least {MIN_SEEDS}"
+    if len(commits) > 1:
+        return f"the results are from different commits ({', '.join(sorted(commits))}): run all these notebooks again"
+    if any(commit == "unknown" or commit.endswith("+") for commit in commits):
+        return f"the results are from commit {', '.join(commits)}, not from a committed state: commit, then run again"
+    return ""
+
+
+def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> list[Path]:
+    """Copy figures and findings of these notebooks to the reference, rewrite README's table; return what was written.
+
+    What the reference held of them is replaced. Raise FindingsError where results are missing or `unpublishable`.
+    """
+    own, reference = results_folder(dataset, scale), reference_folder(dataset, scale)
+    results = [read_results(own / f"{notebook}.json") for notebook in notebooks]
+    results = [result for result in results if len(result["findings"])]  # the tour has none
+    seeds = min((result["about"]["seeds"] for result in results), default=0)
+    if reason := unpublishable(scale, seeds, {result["about"]["commit"] for result in results}):
+        raise FindingsError(reason)
+    files: dict[Path, bytes] = {}
+    for name in [name for result in results for name in result["figures"]]:
+        files |= {reference / f"{name}{ending}": (own / f"{name}{ending}").read_bytes() for ending in ENDINGS}
+    old = read_reference(reference) if (reference / "findings.json").exists() else _table([])
+    kept = old[~old["notebook"].isin([result["notebook"] for result in results])]
+    rows = pd.concat([kept, *(result["findings"] for result in results)]).sort_values(["notebook", "finding", "claim"])
+    entries = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    files[reference / "findings.json"] = (json.dumps(entries, indent=1, ensure_ascii=False) + "\n").encode()
+    for stale in [path for result in results for path in reference.glob(f"{result['notebook'][:2]}_*")]:
+        stale.unlink()
+    for path, content in files.items():
+        store.write_bytes(path, content)
+    readme = ROOT / "README.md"
+    store.write_bytes(readme, render(readme.read_text(encoding="utf-8"), all_references()).encode())
+    return [*files, readme]
 
 
 def table(findings: pd.DataFrame) -> str:
-    """Markdown: finding, claim, what the paper reports, ours with its interval, seeds, data, verdict, command."""
-    if findings.empty:
-        return "No findings are recorded yet."
+    """Return a table in Markdown: the claim, what the paper reports, ours with its interval, the verdict, …"""
     head = ["", "claim", "paper", "ours [95 % interval]", "seeds", "data", "verdict", "command"]
     lines = [head, ["---"] * len(head)]
     for _, row in findings.iterrows():
         value, low, high = ("—" if pd.isna(row[n]) else f"{row[n]:.3f}" for n in ("value", "low", "high"))
-        ours = f"{row['statistic']}: {value} [{low}, {high}]"
-        data = f"{row['dataset']}, {row['scale']}"
-        reported = paper.REPORTS.get(row["finding"], "—")
-        lines.append(
-            [row["finding"], row["claim"], reported, ours, row["seeds"], data, f"**{row['verdict']}**", _command(row)]
-        )
+        ours, data = f"{row['statistic']}: {value} [{low}, {high}]", row["dataset"]
+        command = f"./run_all.sh {row['scale']} --only {row['notebook'][:2]}"
+        if data != "scenes":  # published_name is a slug only where the data set is built in; else it was a file
+            command += f" --dataset {data}{'' if slug(data) == data else '.parquet'}"
+        cells = [row["finding"], row["claim"], paper.REPORTS.get(row["finding"], "—"), ours, row["seeds"]]
+        lines.append([*cells, f"{data}, {row['scale']}", f"**{row['verdict']}**", f"`{command}`"])
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def render(readme: str, findings: pd.DataFrame) -> str:
-    """README's text with the table put between its two markers; FindingsError when it has not exactly these two."""
+    """Return README's text with the table between its two markers. Raise FindingsError without exactly these two."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
         raise FindingsError(f"README.md must hold the line {BEGIN} once and below it the line {END} once")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
     return f"{before}{BEGIN}\n{table(findings)}\n{END}{after}"
 
 
-def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """The command line above; returns the exit status."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line above says; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lib.findings", description="README's table of findings")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--write", action="store_true", help="put the table into README.md")
-    mode.add_argument("--check", action="store_true", help="exit 1 when the table in README.md is stale")
-    chosen = parser.parse_args(arguments)
-    readme = root / "README.md"
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--check", action="store_true", help="exit 1 when the table in README.md is stale")
+    options, path = parser.parse_args(words), ROOT / "README.md"
     try:
-        findings = read(root)
-        if not (chosen.write or chosen.check):
-            print(table(findings))
-            return 0
-        old = readme.read_text(encoding="utf-8") if readme.exists() else ""
+        findings = all_references()
+        old = path.read_text(encoding="utf-8")
         new = render(old, findings)
-    except FindingsError as error:
+    except (FindingsError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    if chosen.write:
-        write_bytes(readme, new.encode())
+    if options.write:
+        store.write_bytes(path, new.encode())
+    elif not options.check:
+        print(table(findings))
     elif new != old:
-        print("README.md: its findings table is stale; run: python -m lib.findings --write", file=sys.stderr)
-        return 1
-    return 0
+        print("README.md: its table of findings is stale; run python -m lib.findings --write", file=sys.stderr)
+    return int(options.check and new != old)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What an image is trained to agree with: its caption, its class label, or another view of itself.
 
-One loop serves all three; only the partner changes. Pictures are augmented alike under each: light random crops. The
-other view is changed far more (crops down to 30 %, mirrored, colour casts, grey), because a view of light crops is too
-easy to agree with.
+One loop serves all three; only the partner changes. Images are augmented alike under each: light random crops. The
+other view is changed far more, because a view of light crops is too easy to agree with.
 """
 
 from __future__ import annotations
@@ -16,43 +15,41 @@ from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib import models
+from lib import model as models
 from lib.recipes import Recipe
 
-OBJECTIVES = ("label", "caption", "view")
-VIEW_CROP, VIEW_COLOUR, VIEW_GREY = 0.3, 0.4, 0.2
+VIEW_CROP, VIEW_COLOUR, VIEW_GREY = 0.3, 0.4, 0.2  # of the other view: as SimCLR's, but milder
 
 
 @dataclass(frozen=True)
 class Resident:
     """What training reads of P pairs, on the device."""
 
-    images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which may be memory-mapped
+    images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which is memory-mapped
     rows: Tensor  # [P], where the pairs lie in `images`
     tokens: Tensor  # [P, C, L]
     targets: Tensor  # [P, K], the share of each class in a pair's label
-    odd: Tensor  # bool [P], pictures that are shown as their negatives
 
 
 def batch(pairs: Resident, places: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Augmented images `[B, 3, H, W]` and their partners: tokens `[B, L]`, class shares `[B, K]` or views."""
+    """Return augmented images `[B, 3, H, W]` and their partners: tokens `[B, L]`, class shares `[B, K]` or views."""
     places = places.to(pairs.images.device)
-    images = pairs.images[pairs.rows[places]] ^ (255 * pairs.odd[places]).to(torch.uint8)[:, None, None, None]
+    images = pairs.images[pairs.rows[places]]
     first = augment(images, recipe.crop, recipe.colour, generator)
     if recipe.objective == "label":
         return first, pairs.targets[places]
     if recipe.objective == "view":
         return first, other_view(images, generator)
     which = torch.zeros(len(places), dtype=torch.long)
-    if recipe.captions > 1:
-        width = min(recipe.captions, pairs.tokens.shape[1])
+    if recipe.n_captions > 1:
+        width = min(recipe.n_captions, pairs.tokens.shape[1])
         which = torch.randint(width, (len(places),), generator=generator)
     tokens = pairs.tokens[places, which.to(places.device)]
     return first, drop_words(tokens, recipe.word_dropout, generator) if recipe.word_dropout else tokens
 
 
 def augment(images: Tensor, crop: float, colour: float, generator: torch.Generator) -> Tensor:
-    """uint8 `[N, 3, H, W]` to normalised random crops that keep at least `crop` of the area, with a colour cast.
+    """Return normalised random crops of uint8 `[N, 3, H, W]` that keep at least `crop` of the area, with a colour cast.
 
     A cast multiplies every channel by its own factor in [1 - colour, 1 + colour] and adds up to `colour` to all three.
     """
@@ -65,7 +62,8 @@ def augment(images: Tensor, crop: float, colour: float, generator: torch.Generat
 
 
 def other_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The strongly changed view, normalised `[N, 3, H, W]`: the partner under `view`, and what SSLMem compares."""
+    """Return the strongly changed view, normalised `[N, 3, H, W]`: the partner under `view`, and what SSLMem compares.
+    """
     x = augment(images, VIEW_CROP, VIEW_COLOUR, generator)
     mirrored, grey = (torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) for _ in range(2))
     x = torch.where(mirrored < 0.5, x.flip(3), x)
@@ -73,7 +71,7 @@ def other_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def drop_words(tokens: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Tokens `[B, L]` with every word token left out with probability `share`, the rest moved up; not start and end."""
+    """Leave out every word token of `[B, L]` with probability `share`, never start and end, and move up the rest."""
     chance = torch.rand(tokens.shape, generator=generator).to(tokens.device)
     end = tokens == tokens.amax(dim=1, keepdim=True)
     left_out = (chance < share) & (tokens > 0) & ~end
@@ -85,7 +83,7 @@ def drop_words(tokens: Tensor, share: float, generator: torch.Generator) -> Tens
 def loss(
     model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The loss of one batch: symmetric contrastive for captions and views, cross-entropy over the table of classes.
+    """Return the loss of one batch: symmetric contrastive for captions and views, cross-entropy over class labels.
 
     `generator` draws the noise of a recipe that has some.
     """
@@ -98,10 +96,10 @@ def loss(
 
 
 def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:
-    """Embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where the tower is frozen."""
+    """Return embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where it is frozen."""
     encode = models.encode_text if tower == "text" else models.encode_image
     noise = recipe.text_noise if tower == "text" else recipe.image_noise
-    mixed = torch.autocast("cuda", dtype=torch.bfloat16) if x.device.type == "cuda" else nullcontext()
+    mixed = torch.autocast("cuda", dtype=torch.bfloat16) if models.precision() == "bf16" else nullcontext()
     with mixed, torch.set_grad_enabled(torch.is_grad_enabled() and recipe.frozen != tower):
         e = encode(model, x, unit=not (noise and recipe.noise_at == "before")).float()
     if not noise:
@@ -111,5 +109,5 @@ def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: to
 
 
 def noisy(embedding: Tensor, sigma: float, generator: torch.Generator | None) -> Tensor:
-    """Embeddings `[B, D]` with Gaussian noise of standard deviation `sigma` on every coordinate."""
+    """Add Gaussian noise of standard deviation `sigma` to every coordinate of embeddings `[B, D]`."""
     return embedding + sigma * torch.randn(embedding.shape, generator=generator).to(embedding.device)

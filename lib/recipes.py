@@ -1,6 +1,7 @@
-"""What to train, as frozen dataclasses: data, split, model, schedule and seed; the scales; and the key of a run.
+"""What to train, as frozen dataclasses: data, model, schedule and seed; the scales; what each notebook compares.
 
 A recipe says everything that changes a number and nothing else: device, paths and worker counts stay out of it.
+Standard library only, so that run_all.sh can check its options before anything is installed.
 """
 
 from __future__ import annotations
@@ -9,110 +10,96 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-VERSION = 3  # raised by hand when a change of code changes numbers: every older run is then trained again
-
-SUBSETS = ("shared", "candidate", "independent", "external", "disjoint")
+VERSION = 4  # raise it when a change of code changes numbers: every older run is then trained again
+SUBSETS = ("shared", "candidate", "independent", "external", "test")
+PRESETS = {"flickr8k": "jxie/flickr8k"}  # short names of data sets on the Hugging Face Hub
+MODELS = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which pairs, at which size, split and corrupted how.
+    """Which pairs, at which size, how split and how corrupted.
 
-    `external` pairs are scored and also serve as the held-out pairs of the alignment; `disjoint` pairs are used by
-    nothing but retrieval, so utility is measured on pairs that no other step has seen.
+    `external` pairs are scored and also serve as the held-out pairs of the alignment. `test` pairs are used for utility
+    only, so utility is measured on pairs that no other step has seen.
     """
 
-    dataset: str = "scenes"  # "scenes", a preset, a hub name, or a path to a parquet file or an imagefolder
+    dataset: str = "scenes"  # "scenes", a preset, a name on the Hub, or the path of a parquet file or image folder
     pixels: int = 32
     shared: int = 1400
     candidate: int = 600
     independent: int = 600
     external: int = 600
-    disjoint: int = 1000
-    wrong: float = 0.2  # share of the candidates, and of the independent pairs, that get another pair's captions
-    dosed: float = 0.2  # share of both with a part of their words replaced: .25, .5, .75 in equal thirds
-    odd: float = 0.1  # share of both whose picture becomes its negative: atypical on purpose
+    test: int = 1000
+    swapped: float = 0.2  # share of the candidate and of the independent pairs that get another pair's captions
+    partly_swapped: float = 0.2  # share of both in which a part of the words is replaced, see captions.SHARES
+    inverted: float = 0.1  # share of both whose picture becomes its negative: atypical on purpose
     context: int = 24  # longest caption in tokens, start and end token included
-    seed: int = 0  # of the split and of the corruption, the same for every training seed
-    image_column: str = ""  # "" finds it
-    caption_columns: tuple[str, ...] = ()  # () finds them
+    seed: int = 0  # of the split and the corruption, the same for every training seed
+    image_column: str = ""  # "": found automatically
+    caption_columns: tuple[str, ...] = ()  # (): found automatically
 
     def sizes(self) -> dict[str, int]:
-        """Number of pairs in each of the five subsets."""
+        """Return the number of pairs in each of the five subsets."""
         return {name: getattr(self, name) for name in SUBSETS}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: trained on `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults.
+    """One model, trained on the subsets `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults.
 
     `objective` says what an image is trained to agree with: its `caption` (CLIP), its class `label` (supervised) or
-    another `view` of itself (self-supervised). All that stands below it is a mitigation or an intervention.
+    another `view` of itself (self-supervised). All fields below it are mitigations or interventions.
     """
 
     data: Data = field(default_factory=Data)
-    trained_on: tuple[str, ...] = ("shared", "candidate")  # f; g is trained on shared + independent
+    trained_on: tuple[str, ...] = ("shared", "candidate")  # model f; g is trained on shared + independent
     model: str = "laptop"  # a file of lib/models
     epochs: int = 24
     batch: int = 128
     lr: float = 1e-3
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.2
-    crop: float = 0.9  # smallest area that a random crop keeps
-    looks: int = 6  # how many times along training scores are recorded; with several, utility and UnitMem too
+    crop: float = 0.9  # smallest share of the area that a random crop keeps
+    evaluations: int = 6  # number of evaluations during training; if more than one, each records utility and UnitMem
     seed: int = 0  # of the initial weights, the batch order and the augmentation
     objective: str = "caption"
-    captions: int = 1  # the first so many captions of a picture take turns
+    n_captions: int = 1  # the first captions of each picture, of which one is drawn at every step
     word_dropout: float = 0.0  # share of a caption's tokens left out at each step
     colour: float = 0.0  # strength of random brightness and colour casts
-    text_noise: float = 0.0  # standard deviation of Gaussian noise on each coordinate of the text embedding
-    image_noise: float = 0.0  # the same on the image embedding
-    noise_at: str = "after"  # the noise is added before or after the embedding is brought to unit length
-    image_width: float = 1.0  # width of the image tower, times the config's
+    text_noise: float = 0.0  # standard deviation of the Gaussian noise on each coordinate of the text embedding
+    image_noise: float = 0.0  # the same for the image embedding
+    noise_at: str = "after"  # add the noise before or after the embedding is normalised to unit length
+    image_width: float = 1.0  # width of the image tower, as a multiple of the config's
     text_width: float = 1.0
-    frozen: str = ""  # "image" or "text": this tower is taken from g of the same seed, and is not trained
-    remove: int = 0  # so many candidates are left out of the training,
-    remove_by: str = ""  # the first by "clipmem", "similarity", "loss" (of f and g without the removal) or "random"
-
-
-def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
-    """The two models of CLIPMem for one seed; they start from the same weights and see S_S at the same steps.
-
-    Where candidates are removed, g is the same as without: it never saw them.
-    """
-    f = replace(base, seed=seed, trained_on=("shared", "candidate"))
-    return f, replace(f, trained_on=("shared", "independent"), remove=0, remove_by="")
-
-
-def needed_before(recipe: Recipe) -> list[Recipe]:
-    """The runs whose results a recipe starts from: g, of which a tower is frozen; f and g, which say what to remove."""
-    whole = replace(recipe, frozen="", remove=0, remove_by="")
-    f, g = f_and_g(whole, recipe.seed)
-    return [g] if recipe.frozen else [f, g] if recipe.remove and recipe.remove_by != "random" else []
+    frozen: str = ""  # "image" or "text": this tower is taken from g of the same seed and not trained
+    remove: int = 0  # this many candidates are left out of the training,
+    remove_by: str = ""  # ranked by "clipmem", "similarity" or "loss" (of f and g without removal), or "random"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A size of experiment: the recipe on scenes, the recipe on photographs, and how it is scored."""
+    """A size of experiment: the recipe for scenes, the recipe for photographs, and how finely they are scored."""
 
     scenes: Recipe
     photos: Recipe
     augmentations: int = 10  # views per image in a score (the paper's number is not known to us)
 
 
-_SMOKE = Recipe(Data("scenes", 32, 160, 80, 80, 80, 100), model="smoke", epochs=5, batch=60, looks=3)
-_LAPTOP = Recipe(Data("scenes", 32, 1400, 600, 600, 600, 1000), model="scenes", epochs=15, looks=5)
+_SMOKE = Recipe(Data("scenes", 32, 160, 80, 80, 80, 100), model="smoke", epochs=5, batch=60, evaluations=3)
+_LAPTOP = Recipe(Data("scenes", 32, 1400, 600, 600, 600, 1000), model="scenes", epochs=15, evaluations=5)
 # 12 epochs, because retrieval on unseen photographs has flattened by epoch 8: what follows is memorization alone
-_PHOTOS = Recipe(Data("", 48, 3000, 800, 800, 800, 1000), epochs=12, looks=3)
+_PHOTOS = Recipe(Data("", 48, 3000, 800, 800, 800, 1000), epochs=12, evaluations=3)
 _GPU = Recipe(Data("scenes", 64, 9000, 1000, 1000, 1000, 2000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
 _PAPER = Recipe(
     Data("scenes", 224, 65000, 5000, 5000, 5000, 5000, context=77), model="paper", epochs=100, batch=128, lr=5e-4
 )
-
 SCALES = {
     "smoke": Scale(_SMOKE, _SMOKE, augmentations=2),
     "laptop": Scale(_LAPTOP, _PHOTOS, augmentations=5),
@@ -121,44 +108,150 @@ SCALES = {
 }
 
 
-def at_scale(scale: str, dataset: str) -> Recipe:
-    """The recipe of model f, seed 0, for a data set at a scale.
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the name most like `word`, or "" where none is alike."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.7)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
-    Raises:
-        ValueError: the scale is not one of SCALES.
-    """
+
+def at_scale(scale: str, dataset: str) -> Recipe:
+    """Return the recipe of model f, seed 0, for a data set at a scale. Raise ValueError for an unknown scale."""
     if scale not in SCALES:
-        near = difflib.get_close_matches(scale, SCALES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(scale), SCALES)
         raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}.{hint}")
     recipe = SCALES[scale].scenes if dataset == "scenes" else SCALES[scale].photos
     return replace(recipe, data=replace(recipe.data, dataset=dataset))
 
 
+def published_name(dataset: str) -> str:
+    """Return the short name of a data set: of a path its stem, of a name on the Hub its last part."""
+    name = dataset.rstrip("/").split("/")[-1].removesuffix(".parquet")
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "data"
+
+
 def slug(dataset: str) -> str:
-    """Short name of a data set for folders and tables: a path's stem, a hub name's last part."""
-    return Path(dataset.rstrip("/")).stem or dataset
+    """Return a name for the folders of a data set that no other one has: the short name and, unless the data set is a
+    built-in one, six hex digits of its full path or name."""
+    if dataset == "scenes" or dataset in PRESETS:
+        return dataset
+    path = Path(dataset).expanduser()
+    whole = str(path.resolve()) if path.exists() else dataset
+    return f"{published_name(dataset)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
-def described(recipe: Any) -> dict[str, Any]:
-    """A recipe as JSON-ready values, without what equals its default: a field that is added later moves no key."""
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(recipe):
-        value = getattr(recipe, f.name)
-        if dataclasses.is_dataclass(value):
-            out[f.name] = described(value)
-        elif value != f.default:
-            out[f.name] = list(value) if isinstance(value, tuple) else value
-    return out
+def model_config(name: str) -> dict[str, Any]:
+    """Return the open_clip config `lib/models/<name>.json`. Raise ValueError, with the names there are, without one."""
+    names = sorted(path.stem for path in MODELS.glob("*.json"))
+    if name not in names:
+        raise ValueError(
+            f"model: expected one of {', '.join(names)} (files of {MODELS}), got {name!r}.{did_you_mean(name, names)}"
+        )
+    return json.loads((MODELS / f"{name}.json").read_text())
 
 
-def key(recipe: Recipe, fingerprint: str) -> str:
-    """Name of a run in the store: 16 hex digits of recipe + content of the data + VERSION.
+def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
+    """Return the name of a run in the store: 16 hex digits of everything that changes its numbers.
 
-    Where the data lie (`dataset`, column names) is left out: the fingerprint stands for what they hold.
+    That is the recipe, the content of its model's JSON, the fingerprint of the data, the precision of the products
+    ("fp32" or "bf16") and VERSION. Where the data lie (`dataset`, column names) is left out: the fingerprint says what
+    they hold.
     """
-    content = described(recipe)
+    content = dataclasses.asdict(recipe)
     for where in ("dataset", "image_column", "caption_columns"):
-        content["data"].pop(where, None)
-    text = json.dumps([VERSION, fingerprint, content], sort_keys=True)
+        del content["data"][where]
+    text = json.dumps([VERSION, fingerprint, precision, model_config(recipe.model), content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- which models belong together ---
+
+
+def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
+    """Return the two models of CLIPMem for one seed: equal initial weights, equal shared pairs at equal steps.
+
+    Where candidates are removed, g is the same as without removal: it never saw them.
+    """
+    f = replace(base, seed=seed, trained_on=("shared", "candidate"))
+    return f, replace(f, trained_on=("shared", "independent"), remove=0, remove_by="")
+
+
+def needed_before(recipe: Recipe) -> list[Recipe]:
+    """Return the runs that a recipe starts from: g, whose tower is frozen; f and g, which say what to remove."""
+    f, g = f_and_g(replace(recipe, frozen="", remove=0, remove_by=""), recipe.seed)
+    return [g] if recipe.frozen else [f, g] if recipe.remove and recipe.remove_by != "random" else []
+
+
+def noise_floor_model(base: Recipe, seeds: Sequence[int]) -> Recipe:
+    """Return the model that f is compared with where nothing is to be found: one more f, with a seed of its own.
+
+    Comparing the trained seeds with one another would be free, but cyclic differences average to zero by construction.
+    """
+    return replace(base, seed=max(seeds) + 1)
+
+
+def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[Recipe]:
+    """Return f and g of every condition and seed, and the noise-floor model of the first condition; each model once."""
+    every = [recipe for base in conditions.values() for seed in seeds for recipe in f_and_g(base, seed)]
+    return list(dict.fromkeys([*every, noise_floor_model(next(iter(conditions.values())), seeds)]))
+
+
+# --- what each notebook compares: name of the condition -> recipe of f, seed 0 ---
+
+# Standard deviations of the noise on the text embedding, from the paper's grid (its Figure 5b). After normalisation to
+# unit length, .3 per coordinate would be three times the embedding itself.
+SIGMAS = {"after": (0.05, 0.15), "before": (0.15, 0.3)}
+REMOVED = {0.05: ("clipmem", "similarity", "loss", "random"), 0.2: ("clipmem", "random")}  # share -> rules
+
+
+def paradigms(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 01: the partner of the image changes, and nothing else."""
+    return {"caption": base, "label": replace(base, objective="label"), "view": replace(base, objective="view")}
+
+
+def attribution(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 03: each intervention on one encoder has its twin on the other."""
+    once = replace(base, evaluations=1)
+    return {
+        "CLIP": base,
+        "image retrained": replace(base, frozen="text"),
+        "text retrained": replace(base, frozen="image"),
+        "image augmented": replace(once, crop=0.5, colour=0.2),
+        "image augmented more": replace(once, crop=0.25, colour=0.4),
+        "words dropped": replace(once, word_dropout=0.3),
+        "other captions": replace(once, n_captions=5),
+        "image noise": replace(once, image_noise=0.15),
+        "text noise": replace(once, text_noise=0.15),
+        "narrow image tower": replace(once, image_width=0.5),
+        "narrow text tower": replace(once, text_width=0.5),
+    }
+
+
+def mitigations(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 04: more captions, noise on text embeddings, image augmentation, removal, and three of them together.
+
+    On photographs, which train more slowly, only the conditions that the claims need are run.
+    """
+    once, photos = replace(base, evaluations=1), base.data.dataset != "scenes"
+    found = {"CLIP": base}
+    for n in (5,) if photos else (2, 3, 4, 5):
+        found[f"{n} captions"] = replace(once, n_captions=n)
+    for at, sigmas in {"after": (0.05,), "before": (0.15,)}.items() if photos else SIGMAS.items():
+        for sigma in sigmas:
+            found[f"noise {at} {sigma}"] = replace(once, text_noise=sigma, noise_at=at)
+    if not photos:
+        found["image augmented"] = replace(once, crop=0.5, colour=0.2)
+    for share, rules in {0.05: ("clipmem", "similarity", "random")}.items() if photos else REMOVED.items():
+        for rule in rules:
+            count = round(share * base.data.candidate)
+            found[f"{share:.0%} removed by {rule}"] = replace(base, remove=count, remove_by=rule)
+    if not photos:
+        found["combined"] = replace(once, n_captions=5, text_noise=0.15, noise_at="before", crop=0.5, colour=0.2)
+    return found
+
+
+CONDITIONS = {
+    "01_supervised_vs_ssl": paradigms,
+    "02_miscaptioned_memorization": lambda base: {"CLIP": base},
+    "03_encoder_attribution": attribution,
+    "04_mitigation_utility": mitigations,
+}

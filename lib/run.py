@@ -1,173 +1,305 @@
-"""What run_all.sh does once there is an environment: check, run the notebooks in order, and say what was found.
+"""Run the notebooks in order: check everything first, say what it will cost, and at the end what was found.
 
 python -m lib.run [smoke|laptop|gpu|paper] [options]      ./run_all.sh --help describes them
+
+At the top stand only the standard library and lib.recipes, which needs nothing else: run_all.sh has its options checked
+before anything is installed.
 """
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import time
 import uuid
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from filelock import FileLock, Timeout
+from lib.recipes import SCALES, did_you_mean, slug
 
-from lib import preflight, progress
-from lib.environment import ROOT
-from lib.execute import Place, execute
-from lib.progress import clock
-from lib.recipes import slug
+ROOT = Path(__file__).resolve().parent.parent
+# Options with a value: seeds as in the notebooks; jobs 0 stands for what is right for this machine
+DEFAULTS = {"dataset": "scenes", "captions": "", "image": "", "only": "", "from": "", "seeds": 3, "jobs": 0}
+FLAGS = ("force", "keep-going", "publish", "list", "lab")
+
+
+class Refused(Exception):
+    """Nothing was started. The message is a sentence that says why, and what to do."""
+
+
+# --- options ---
+
+
+def parse(words: list[str]) -> Namespace:
+    """Return the options of a command line. End the program with status 2 and a message where one does not exist."""
+    usage = "./run_all.sh [SCALE] [OPTIONS]; ./run_all.sh --help lists them"
+    parser = ArgumentParser("run_all.sh", usage, add_help=False, allow_abbrev=False)
+    parser.add_argument("scale", nargs="?", default="laptop")
+    for name, value in DEFAULTS.items():
+        parser.add_argument(f"--{name}", dest=name.replace("from", "start"), default=value, type=type(value))
+    for name in FLAGS:
+        parser.add_argument(f"--{name}", action="store_true")
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [f"--{name}" for name in (*DEFAULTS, *FLAGS, "test", "help")]
+        parser.error(f"{unknown[0]!r} is not an option.{did_you_mean(unknown[0].split('=')[0], known)}")
+    if options.scale not in SCALES:
+        hint = did_you_mean(options.scale, SCALES)
+        parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
+    if options.seeds < 1 or options.jobs < 0:
+        parser.error("--seeds and --jobs: expected a whole number from 1")
+    if options.only and options.start:
+        parser.error("--only and --from: use one of them")
+    if not options.dataset.strip():
+        parser.error("--dataset: expected a name or a path, got an empty text")
+    path = os.path.abspath(os.path.expanduser(options.dataset))
+    if os.path.exists(path) and slug(options.dataset) != options.dataset:  # a built-in name is its own slug
+        options.dataset = path  # because notebooks run in another folder
+    return options
+
+
+def command(options: Namespace, notebook: str) -> str:
+    """Return the command line that continues at a notebook, given by its stem."""
+    words = [os.environ.get("CLIPMEM_COMMAND", "./run_all.sh"), options.scale]
+    words += ["--only", options.only] if options.only else ["--from", notebook.split("_")[0]]
+    for name in ("dataset", "captions", "image", "seeds", "jobs"):
+        if getattr(options, name) != DEFAULTS[name]:
+            words += [f"--{name}", str(getattr(options, name))]
+    words += ["--keep-going"] * options.keep_going + ["--publish"] * options.publish
+    return shlex.join(words)  # without --force, which would throw away what is trained by now
 
 
 def chosen(project: Path, options: Namespace) -> list[Path]:
-    """Return the notebooks to run, in order; none if --only or --from names none."""
-    every = sorted(project.glob("notebooks/*.ipynb"))
-    named = [path for path in every if path.stem.startswith(options.only or options.start)]
-    return named if options.only or not named else every[every.index(named[0]) :]
+    """Return the notebooks to run, in order: by number, or by a part of the name. Raise Refused where none fits."""
+    every, word = sorted(project.glob("notebooks/[0-9]*.ipynb")), options.only or options.start
+    number = f"{int(word):02d}_" if word.isdigit() else ""
+    fits = [path for path in every if (path.stem.startswith(number) if number else word in path.stem)]
+    if not fits:
+        stems = [path.stem for path in every]
+        raise Refused(f"no notebook is called {word!r}: {', '.join(stems)}.{did_you_mean(word, stems)}")
+    return fits if options.only else every[every.index(fits[0]) :]
 
 
-def run_all(place: Place, options: Namespace, notebooks: list[Path]) -> int:
-    """Check, run the notebooks, print the findings. Return the exit status: 0, 1 (one failed) or 2 (refused)."""
-    print(f"{options.scale}, {options.dataset}, notebooks to run: {len(notebooks)}", flush=True)
-    fine = True
-    for check in preflight.checks(options, notebooks, place.runs):
-        print(f"{'[OK]  ' if check.ok else '[FAIL]'} {check.name:<12} {check.text}", flush=True)
-        fine = fine and check.ok
-    if not fine:
-        return 2
-    executed = place.runs / "executed" / place.name
-    executed.mkdir(parents=True, exist_ok=True)
+# --- before the start ---
+
+
+def parameters(options: Namespace, notebook: Path) -> dict:
+    """Return the parameters for a notebook: of the options those that it takes. Raise NotebookError, as `given`."""
+    from lib.execute import given
+
+    return given(
+        notebook, {n: getattr(options, n) for n in ("scale", "dataset", "captions", "image", "seeds", "force")}
+    )
+
+
+def check(options: Namespace, notebooks: list[Path]) -> None:
+    """Refuse, the cheapest check first, what would make the notebooks fail; print what the data set holds.
+
+    Raises:
+        Refused, NotebookError, DataError: what was asked for cannot be done.
+    """
+    from lib import findings, sources, store
+
+    for notebook in notebooks:
+        parameters(options, notebook)
+    if options.publish and (reason := findings.unpublishable(options.scale, options.seeds, set())):
+        raise Refused(reason)
     try:
-        with FileLock(executed / ".lock", timeout=0):
-            done = run_each(place, options, notebooks)
+        store.root().mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=store.root()) as file:
+            file.write(bytes(2**20))  # an empty file fits on a full disk
+    except OSError as error:
+        raise Refused(f"{store.root()}: {error.strerror}. Make room, or set CLIPMEM_RUNS to another folder.") from error
+    if options.scale in ("gpu", "paper"):
+        import torch
+
+        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise Refused(f"{options.scale} would take weeks without a GPU, and torch finds none here: use laptop")
+    columns = [name.strip() for name in options.captions.split(",") if name.strip()]
+    print(f"[OK]   {sources.check(options.dataset, options.image, columns)}", flush=True)
+
+
+def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
+    """Print what the run will cost. Return the seconds of each notebook."""
+    from lib import store, study
+
+    store.rebuild(float(os.environ["CLIPMEM_BEGUN"]) if options.force else 0)
+    where = (options.scale, options.dataset, options.seeds, options.captions, options.image)
+    costs = study.cost([path.stem for path in notebooks], *where)
+    models, absent = sum(row[1] for row in costs), sum(row[2] for row in costs)
+    left = f"about {duration(sum(row[3] for row in costs))} on this machine" if absent else "nothing to train"
+    print(f"{len(notebooks)} notebooks, {models} models, {models - absent} in the store, {left}", flush=True)
+    return [row[3] for row in costs]
+
+
+def duration(seconds: float) -> str:
+    """Return "less than a minute", "55 minutes" or "3.5 hours"."""
+    if seconds < 60:
+        return "less than a minute"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+# --- the run ---
+
+
+def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
+    """Check, run the notebooks, print what they found. Return the exit status: 0, or 1 where one failed."""
+    from filelock import FileLock, Timeout
+
+    from lib import findings, store
+
+    check(options, notebooks)
+    folder, done = store.root() / "executed" / f"{slug(options.dataset)}-{options.scale}", []
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            seconds = estimate(options, notebooks)
+            for number, notebook in enumerate(notebooks):
+                if run_one(project, options, notebook, folder, sum(seconds[number + 1 :])):
+                    done.append(notebook)
+                elif not options.keep_going:
+                    break
     except Timeout:
         print("[FAIL] another run_all.sh is at this data set and scale. Wait for it, or stop it.", file=sys.stderr)
         return 1
-    print_findings(place, done)
-    print(f"\n{len(done)} of {len(notebooks)} notebooks done. Reports: {executed}", flush=True)
+    print_findings(options, done)
+    if options.publish and len(done) == len(notebooks):
+        findings.publish(options.dataset, options.scale, [path.stem for path in done])
+        print(f"\nPublished in {findings.reference_folder(options.dataset, options.scale)} and README.md")
+    print(f"\n{len(done)} of {len(notebooks)} notebooks done. Reports: {(folder / 'index.html').as_uri()}", flush=True)
     return int(len(done) < len(notebooks))
 
 
-def run_each(place: Place, options: Namespace, notebooks: list[Path]) -> list[Path]:
-    """Run the notebooks until one fails, or all with --keep-going; return those that are done."""
-    done = []
-    for notebook in notebooks:
-        if run_one(place, options, notebook):
-            done.append(notebook)
-        elif not options.keep_going:
-            break
-    return done
+def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, later: float) -> bool:
+    """Run a notebook, print how it ended, and return whether it is done. `later`: seconds of those that follow."""
+    from lib import findings, store
+    from lib.execute import PROGRESS, NotebookError, execute, prove, write_report
+
+    began, run_id, executed = time.monotonic(), uuid.uuid4().hex, folder / notebook.name
+    own = {"RUNS": str(store.root()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
+    os.environ |= {f"CLIPMEM_{name}": value for name, value in own.items()}  # which the kernel inherits
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
+    print(f"{PROGRESS} {notebook.stem}", flush=True)
+    try:
+        execute(notebook, folder, parameters(options, notebook))
+        prove(executed, findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json", run_id)
+        write_report(project, executed)
+    except NotebookError as error:
+        sentence, *lines = error.args
+        if "No space left on device" in sentence:
+            sentence = f"the disk is full. Make room and continue; what is trained stays. ({sentence})"
+        print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}\n       {sentence}")
+        print(*[f"         {line}\n" for line in lines], sep="", end="")
+        print(
+            f"       log: {executed.with_suffix('.log')}\n       continue: {command(options, notebook.stem)}",
+            flush=True,
+        )
+        return False
+    print(f"[OK]   {notebook.stem}  done in {duration(time.monotonic() - began)}", flush=True)
+    return True
 
 
-def run_one(place: Place, options: Namespace, notebook: Path) -> bool:
-    """Run a notebook, print how it ended, and return whether it is done."""
-    began = time.monotonic()
-    with progress.shown(notebook.stem, place.file(notebook, ".progress.json")):
-        trouble = execute(place, notebook, preflight.given(options, notebook), uuid.uuid4().hex)
-    seconds = time.monotonic() - began
-    if trouble:
-        print_failure(place, options, notebook, seconds, trouble)
-    else:
-        print(f"[OK]   {notebook.stem}  done in {clock(seconds)}", flush=True)
-    return not trouble
+def print_findings(options: Namespace, notebooks: list[Path]) -> None:
+    """Print what these notebooks found, and how that compares with the reference."""
+    import pandas as pd
+
+    from lib import findings
+
+    folder = findings.results_folder(options.dataset, options.scale)
+    found = [findings.read_results(folder / f"{path.stem}.json")["findings"] for path in notebooks]
+    rows = pd.concat(found) if found else pd.DataFrame()
+    if rows.empty:
+        return
+    judged, width = options.scale != "smoke", shutil.get_terminal_size().columns
+    print("\nFindings: verdict, value [95 % interval], claim" if judged else "")
+    for row in rows.itertuples():
+        value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
+        start = f"{row.verdict:<{rows['verdict'].str.len().max()}}  " * judged + f"{f'{value} [{low}, {high}]':<24}"
+        claim = textwrap.wrap(f"{row.finding} {row.claim}", max(24, width - len(start)))
+        print(start + f"\n{' ' * len(start)}".join(claim))
+    reference = findings.reference_folder(options.dataset, options.scale)
+    if not judged:
+        print("smoke shows that the machinery works; nothing is decided")
+    elif reference.is_dir():
+        print(findings.compare(rows, findings.read_reference(reference)))
 
 
-def print_failure(place: Place, options: Namespace, notebook: Path, seconds: float, trouble: list[str]) -> None:
-    """Print where a notebook failed, why, the last lines that explain it, its log and the command that continues."""
-    phase = progress.read(place.file(notebook, ".progress.json"))["phase"]
-    again = preflight.command(options, notebook.stem.split("_")[0], os.environ.get("CLIPMEM_COMMAND", "./run_all.sh"))
-    print(f"[FAIL] {notebook.stem}  after {clock(seconds)}, phase: {phase}")
-    print(f"       {trouble[0]}")
-    for line in trouble[1:]:
-        print(f"         {line}")
-    print(f"       log: {place.file(notebook, '.log')}")
-    print(f"       continue: {again}", flush=True)
+def print_list(options: Namespace, notebooks: list[Path]) -> None:
+    """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
+    from lib import findings
 
-
-def findings(place: Place, notebook: Path) -> list[dict]:
-    """Return the newest findings of a notebook, run here or committed; a notebook writes them before it is done."""
-    path = place.project / "figures" / place.name / "findings.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    return [row for row in rows if row["notebook"] == notebook.stem]
-
-
-def print_findings(place: Place, notebooks: list[Path]) -> None:
-    """Print the findings of these notebooks, one a line: verdict, value [low, high], seeds, claim."""
-    print("\nFindings: verdict, value [95 % interval], seeds, claim")
-    for notebook in notebooks:
-        for row in findings(place, notebook):
-            value, low, high = ("-" if row[name] is None else f"{row[name]:.3g}" for name in ("value", "low", "high"))
-            interval = f"{value} [{low}, {high}]"
-            print(f"{row['verdict']:<28}{interval:<30}{row['seeds']:>2}  {row['finding']}: {row['claim']}")
-
-
-def print_list(place: Place, notebooks: list[Path]) -> None:
-    """Print the notebooks, each with its title, when it was run here, and how many findings have which verdict."""
-    for notebook in notebooks:
-        first_cell = json.loads(notebook.read_text())["cells"][0]["source"]
-        heading = "".join(first_cell).splitlines()[0].lstrip("# ")
-        path, when = place.results(notebook), "not run here"
-        if path.is_file():
-            when = time.strftime("run %Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        counts = Counter(row["verdict"] for row in findings(place, notebook))
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        print(f"{notebook.stem}\n    {heading}\n    {place.name}: {when}; {verdicts or 'no findings'}")
-
-
-def absolute(dataset: str) -> str:
-    """Return a path that exists as absolute, because notebooks run in another folder; anything else as it is."""
-    from lib.sources import PRESETS
-
-    path = Path(dataset).expanduser()
-    return str(path.absolute()) if dataset not in ("scenes", *PRESETS) and path.exists() else dataset
+    own, reference = (
+        place(options.dataset, options.scale) for place in (findings.results_folder, findings.reference_folder)
+    )
+    known = findings.read_reference(reference) if reference.is_dir() else None
+    for path in notebooks:
+        title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
+        results, here, committed = own / f"{path.stem}.json", "not run", "nothing"
+        if results.is_file():
+            here = time.strftime("run %Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
+        if known is not None and path.stem in set(known["notebook"]):
+            counts = Counter(known.loc[known["notebook"] == path.stem, "verdict"])
+            committed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        print(f"{path.stem}  {title.lstrip('# ')}\n    here: {here}\n    committed: {committed}")
 
 
 def open_lab(project: Path) -> None:
-    """Become JupyterLab, open at the notebooks, in this Python. Does not return."""
-    words = [sys.executable, "-m", "jupyterlab", str(project / "notebooks")]
-    words += ["--allow-root"] * (os.geteuid() == 0)  # the only user of many a container
+    """Become JupyterLab at the tour, in this Python. Does not return."""
+    from lib import store
+
+    settings = store.root() / "jupyter"  # a default that the user's own settings still override
+    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
+    store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), os.environ.get("JUPYTER_CONFIG_PATH", "")])
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--ServerApp.log_level=WARN"]
+    words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
+    print("Opening JupyterLab; start with 00_tour", flush=True)
     os.execv(sys.executable, words)
 
 
 def main(words: list[str], project: Path = ROOT) -> int:
-    """Do what run_all.sh was asked, and return its exit status. Environment variable CLIPMEM_RUNS: where runs lie."""
-    options = preflight.parse(words)
-    if options.lab:
-        open_lab(project)
+    """Do what run_all.sh was asked, and return its exit status."""
+    options = parse(words)
+    if "CLIPMEM_RUNS" in os.environ:  # made absolute, because notebooks run in another folder
+        os.environ["CLIPMEM_RUNS"] = os.path.abspath(os.path.expanduser(os.environ["CLIPMEM_RUNS"]))
     if options.jobs:
         os.environ["CLIPMEM_JOBS"] = str(options.jobs)
     if options.force:
-        os.environ["CLIPMEM_BEGUN"] = str(time.time())
-    options.dataset = absolute(options.dataset)
-    runs = Path(os.environ.get("CLIPMEM_RUNS") or project / "runs").absolute()
-    place = Place(project, runs, f"{slug(options.dataset)}-{options.scale}")
-    notebooks = chosen(project, options)
-    if not notebooks:
-        stems = ", ".join(path.stem for path in sorted(project.glob("notebooks/*.ipynb")))
-        print(f"no notebook's name starts with {options.only or options.start!r}: {stems}.", file=sys.stderr)
-        return 2
-    if options.list:
-        print_list(place, notebooks)
-        return 0
+        os.environ["CLIPMEM_BEGUN"] = str(time.time())  # what is finished after it stays
     try:
-        return run_all(place, options, notebooks)
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.default_int_handler)  # end as Ctrl-C does
+        from lib.captions import DataError
+        from lib.execute import NotebookError
+        from lib.findings import FindingsError
+        from lib.store import StoreError
+    except KeyboardInterrupt:
+        return 130
+    try:
+        if options.lab:
+            open_lab(project)
+        notebooks = chosen(project, options)
+        if options.list:
+            print_list(options, notebooks)
+            return 0
+        return run_all(project, options, notebooks)
     except KeyboardInterrupt:
         print("\nStopped. The same command continues; what is trained stays.", file=sys.stderr)
         return 130
+    except (Refused, NotebookError, DataError, FindingsError, StoreError) as error:
+        print(f"[FAIL] {error}", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk above all
         print(f"[FAIL] {error}. What is trained stays; the same command continues.", file=sys.stderr)
         return 1
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
     sys.exit(main(sys.argv[1:]))

@@ -1,242 +1,242 @@
-"""Any Hugging Face `datasets` source: where it lies, which columns hold what, and its rows, decoded.
+"""Read any data set of pictures with captions or labels: find it, find its columns, decode its rows.
 
-`locate` reads nothing of a source, `open_source` its description; the rows are decoded while they are taken.
+A data set is the drawn scenes, a parquet file, a folder of images with metadata, or a name on the Hugging Face Hub.
 """
 
-import difflib
-import hashlib
+from __future__ import annotations
+
+import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from lib.decode import decode_image
+from lib.captions import DataError
+from lib.recipes import PRESETS, did_you_mean
 
-PRESETS = {"flickr8k": "jxie/flickr8k"}
 CAPTION_NAMES = ("captions", "caption", "sentences_raw")  # in this order; then caption_0, caption_1, …
+IMAGE_NAMES = ("image", "img")
 SPLIT_ORDER = ("train", "validation", "valid", "val", "dev", "test")  # then all others
-HUB_TIMEOUT = 10  # seconds until an unanswered hub counts as not reachable
-BATCH = 64  # rows in memory at a time
+MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption that is skipped
+BATCH = 256  # rows decoded at a time
+FIRST_ROWS = 200  # what a check reads
 
 
-class DataError(ValueError):
-    """The data set cannot be used; the message names the file, row or column, what was expected, and what to do."""
+class Columns(NamedTuple):
+    """The names of the columns of a data set."""
 
-
-class Place(NamedTuple):
-    """Where a data set lies."""
-
-    kind: str  # "scenes", "parquet", "folder" or "hub"
-    name: str  # short
-    target: str  # absolute path, or hub name
-    identity: str = ""  # changes when the source does
-    problem: str = ""  # why the hub did not answer
+    image: str
+    captions: list[str]
+    label: str  # "": none
 
 
 class Row(NamedTuple):
-    """One row of a source. One that cannot be used has no image, and its problem is said."""
+    """One usable row."""
 
-    pair_id: int
-    image: np.ndarray | None  # uint8 [3, pixels, pixels]
+    number: int
+    image: np.ndarray  # uint8 [3, pixels, pixels]
     captions: list[str]
-    label: int | None = None  # -1: this row has none, None: the whole source has none
-    rarity: float | None = None  # scenes only
-    vagueness: list[float] | None = None  # scenes only, one a caption
-    label_set: list[int] | None = None  # of a column `labels`; empty: this row has none, None: the whole source
-    problem: str = ""
+    labels: list[Any]  # empty: none known
 
 
-class Source(NamedTuple):
-    """An opened source: all splits, in the order train, validation, test, others."""
-
-    rows: Iterator[Row]
-    size: int | None  # number of rows, None: unknown
-    label_names: tuple[str, ...]
-    columns: str = ""  # which were found, in words
+# --- where it lies ---
 
 
-def locate(dataset: str) -> Place:
-    """Find a data set by name or path without reading it. Raises DataError for a name or path that leads nowhere."""
+def locate(dataset: str) -> tuple[str, str]:
+    """Return how a data set is read ("scenes", "parquet", "imagefolder" or "hub") and its path or name on the Hub.
+
+    Raises:
+        DataError: it is none of these.
+    """
     if dataset == "scenes":
-        return Place("scenes", "scenes", "scenes", _digest(Path(__file__).parent.glob("scene*.py")))
-    path = Path(dataset).expanduser()
-    if dataset not in PRESETS and path.exists():
-        path = path.resolve()
-        if path.is_dir():
-            return Place("folder", path.name, str(path), _digest(path.rglob("*")))
-        if path.suffix == ".parquet":
-            return Place("parquet", path.stem, str(path), _digest([path]))
-        raise DataError(f"{path}: expected a .parquet file, or a folder of images with metadata.csv.")
+        return "scenes", dataset
+    if dataset.startswith("hf://"):  # single files on the Hub
+        return "parquet", dataset
+    path = Path(dataset).expanduser() if not dataset.startswith("~") else Path(os.path.expanduser(dataset))
+    if dataset and dataset not in PRESETS and path.exists():
+        if path.is_dir() and any(path.rglob("metadata.*")):
+            return "imagefolder", str(path.resolve())
+        if path.is_file() and path.suffix == ".parquet":
+            return "parquet", str(path.resolve())
+        raise DataError(
+            f"{path}: expected a .parquet file, or a folder of images with a metadata.csv (columns file_name, caption)."
+        )
     name = PRESETS.get(dataset, dataset)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not name.endswith(".parquet"):
-        return _locate_on_hub(name)
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(dataset, ["scenes", *PRESETS], cutoff=0.5)
-    near += [str(path.parent / match) for match in difflib.get_close_matches(path.name, beside)]
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        return "hub", name
+    near = did_you_mean(dataset, ["scenes", *PRESETS])
+    if not near and path.parent.is_dir():
+        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     raise DataError(
-        f"data set '{dataset}' not found.{hint} Give scenes, flickr8k, a hub name (owner/name), or the path of a "
-        f".parquet file or of an image folder with metadata.csv."
+        f"data set '{dataset}' not found.{near} Give scenes, flickr8k, a name on the Hugging Face Hub (owner/name), or "
+        f"the path of a .parquet file or of an image folder with a metadata.csv."
     )
 
 
-def _digest(files: Iterable[Path]) -> str:
-    states = [f"{file}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(files) if file.is_file()]
-    return hashlib.sha256("\n".join(states).encode()).hexdigest()
+def open_rows(dataset: str) -> Any:
+    """Return all splits of a data set as one of `datasets`, in the order train, validation, test, others, undecoded.
 
+    Files are streamed, so that nothing is copied; a set on the Hub is kept in the cache of `datasets`.
 
-def _locate_on_hub(name: str) -> Place:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    short = name.split("/")[1]
-    try:
-        return Place("hub", short, name, HfApi().dataset_info(name, timeout=HUB_TIMEOUT).sha or "")
-    except RepositoryNotFoundError as error:
-        raise DataError(
-            f"'{name}' is no file or folder ({Path(name).absolute()}), and the Hugging Face hub shows you no such data "
-            f"set. Check the spelling; a private one needs `hf auth login`."
-        ) from error
-    except Exception as error:  # the hub's client raises what its HTTP library of the day raises
-        return Place("hub", short, name, problem=_said(error))
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
-
-
-# --- its description ---
-
-
-def open_source(
-    place: Place, image_column: str, caption_columns: tuple[str, ...], pixels: int, stream: bool = False
-) -> Source:
-    """Open a located source and find its columns. `stream` keeps nothing of a hub source; files are always read so.
-
-    Raises DataError when it cannot be read, or when a column is missing or of the wrong kind.
+    Raises:
+        DataError: `datasets` cannot read it.
     """
     import datasets
 
-    splits = _load_splits(place, stream)
-    order = sorted(splits, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
-    features = splits[order[0]].features
-    image, captions = _find_image(place, features, image_column), _find_captions(place, features, caption_columns)
-    labels = _find_labels(features)
-    parts = [splits[name].select_columns([image, *captions, *labels]) for name in order]
-    if isinstance(features[image], datasets.Image):  # decoded here, so that a broken image costs one row, not the set
-        parts = [part.cast_column(image, datasets.Image(decode=False)) for part in parts]
-    rows = _rows(place, parts, lambda number, row: _decode(number, row, image, captions, set(labels), pixels))
-    names = next(iter(labels.values()), ())
-    return Source(rows, _size(place, parts), names, f"images in '{image}', captions in {', '.join(captions)}")
-
-
-def _load_splits(place: Place, stream: bool) -> dict[str, Any]:
-    import datasets
-
+    kind, where = locate(dataset)
+    path = {"parquet": "parquet", "imagefolder": "imagefolder", "hub": where}[kind]
+    literal = where if where.startswith("hf://") else re.sub(r"([*?\[])", r"[\1]", where)  # no pattern in a file's name
+    files = {"parquet": {"data_files": literal}, "imagefolder": {"data_dir": where}}
     try:
-        if place.problem and not datasets.config.HF_HUB_OFFLINE:  # offline on purpose: datasets' own cache may hold it
-            raise ConnectionError(place.problem)
-        if place.kind == "parquet":
-            return datasets.load_dataset("parquet", data_files=place.target, streaming=True)
-        if place.kind == "folder":
-            described = any(Path(place.target).rglob("metadata.*"))
-            kind = {"path": "imagefolder", "data_dir": place.target} if described else {"path": place.target}
-            return datasets.load_dataset(**kind, streaming=True)
-        return datasets.load_dataset(place.target, revision=place.identity or None, streaming=stream)
-    except Exception as error:  # pyarrow, pandas, fsspec, HTTP and datasets raise dozens of kinds here
-        if place.problem:
-            raise DataError(
-                f"the hub data set '{place.target}' cannot be reached ({place.problem}) and is not in the cache. "
-                f"Connect to the network once, or download its parquet file elsewhere and give that file's path."
-            ) from error
-        raise DataError(
-            f"{place.target}: Hugging Face datasets cannot read it ({_said(error)}). Expected a parquet file, "
-            f"an image folder with metadata.csv (columns file_name, caption), or a hub name."
-        ) from error
-
-
-def _find_image(place: Place, features: dict[str, Any], wanted: str) -> str:
-    typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    for name in [wanted] if wanted else [*typed, "image", "img"]:
-        if name in features:
-            return name
-    raise DataError(
-        f"{place.target}: no image column {wanted}. Its columns are {', '.join(features)}. "
-        f"Name the one that holds image files with Data(image_column=...)."
-    )
-
-
-def _find_captions(place: Place, features: dict[str, Any], wanted: tuple[str, ...]) -> list[str]:
-    numbered = sorted((name for name in features if re.fullmatch(r"caption_\d+", name)), key=lambda n: int(n[8:]))
-    columns = list(wanted) or [name for name in CAPTION_NAMES if name in features][:1] or numbered
-    missing = [name for name in columns if name not in features]
-    if missing or not columns:
-        folder = " An image folder needs a metadata.csv with file_name and caption." if place.kind == "folder" else ""
-        raise DataError(
-            f"{place.target}: no caption column{'s ' + ', '.join(missing) if missing else ''}. Its columns are "
-            f"{', '.join(features)}. Expected {', '.join(CAPTION_NAMES)} or caption_0, caption_1, …; name others with "
-            f"captions = 'text' in the notebook, or Data(caption_columns=('text',)) in lib.{folder}"
+        splits = datasets.load_dataset(path, streaming=kind != "hub", **files.get(kind, {}))
+        order = sorted(splits, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
+        whole = datasets.concatenate_datasets([splits[name] for name in order])
+    except Exception as error:  # pyarrow, fsspec, HTTP and datasets raise errors of dozens of kinds
+        said = next(iter(str(error).strip().splitlines()), "")
+        advice = (
+            "Check the spelling (a private one needs `hf auth login`) and the network; or download its parquet file "
+            "elsewhere and give that file's path."
+            if kind == "hub"
+            else "The file may be truncated or of another format: copy it again."
         )
-    for name in columns:
-        text = getattr(features[name], "feature", features[name])  # a list has a feature
-        if getattr(text, "dtype", "") not in ("string", "large_string", "string_view", "null"):
-            raise DataError(f"{place.target}: column '{name}' holds {features[name]}, expected text or lists of text.")
-    return columns
+        raise DataError(f"{where}: cannot be read ({type(error).__name__}: {said}). {advice}") from error
+    for name, feature in dict(whole.features).items():  # decoded here: a broken image must cost one row only
+        if isinstance(feature, datasets.Image):
+            whole = whole.cast_column(name, datasets.Image(decode=False))
+    return whole
 
 
-def _find_labels(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Which of `label` (an int) and `labels` (a list of ints) there are, with the names of their classes."""
-    kinds = {"label": features.get("label"), "labels": getattr(features.get("labels"), "feature", None)}
-    whole = {name: kind for name, kind in kinds.items() if "int" in str(getattr(kind, "dtype", ""))}
-    return {name: tuple(getattr(kind, "names", None) or ()) for name, kind in whole.items()}
+# --- which columns hold what ---
 
 
-def _size(place: Place, parts: list[Any]) -> int | None:
-    if place.kind == "parquet":
-        return pq.read_metadata(place.target).num_rows
-    if place.kind == "folder":
-        return sum(file.suffix.lower() in Image.registered_extensions() for file in Path(place.target).rglob("*"))
-    return sum(part.num_rows for part in parts) if hasattr(parts[0], "num_rows") else None
+def find_columns(rows: Any, where: str, image: str = "", captions: Sequence[str] = ()) -> Columns:
+    """Return the columns of an opened data set, those that are named or else those that are usual.
+
+    Raises:
+        DataError: one that is needed is missing or of the wrong type.
+    """
+    features = rows.features
+    typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    typed.sort(key=lambda name: name not in IMAGE_NAMES)  # a `mask` before an `image` is not what is trained on
+    numbered = sorted((name for name in features if re.fullmatch(r"caption_\d+", name)), key=lambda n: int(n[8:]))
+    names = [image] if image else [*typed, *(name for name in IMAGE_NAMES if name in features)][:1]
+    texts = list(captions) or [name for name in CAPTION_NAMES if name in features][:1] or numbered
+    for what, option, found in (("image", "--image", names), ("caption", "--captions", texts)):
+        missing = [name for name in found if name not in features]
+        if missing or not found:
+            raise DataError(
+                f"{where}: no {what} column{''.join(f' {name!r}' for name in missing)}. Its columns are "
+                f"{', '.join(features)}. Name the right one: {option} COLUMN with ./run_all.sh, or the parameter "
+                f"`{option[2:]}` in a notebook (several caption columns: with commas between them)."
+            )
+    for name in texts:
+        text = getattr(features[name], "feature", features[name])  # a list of texts has a feature
+        if "string" not in str(getattr(text, "dtype", "")):
+            raise DataError(f"{where}: column '{name}' holds {features[name]}, expected text or lists of text.")
+    return Columns(names[0], texts, next((name for name in ("label", "labels") if name in features), ""))
 
 
 # --- its rows ---
 
 
-def _rows(place: Place, parts: list[Any], decode: Callable[[int, dict[str, Any]], Row]) -> Iterator[Row]:
-    """All rows, decoded on all cores; a row that cannot be used comes with its problem."""
-    raw, start = chain.from_iterable(parts), 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := _take(raw, place, start):
-            yield from pool.map(decode, range(start, start + len(batch)), batch)
-            start += len(batch)
+def decode_image(cell: Any, pixels: int) -> np.ndarray:
+    """Return uint8 `[3, pixels, pixels]` of an image cell ({"bytes", "path"}, bytes or a path). Raise as Pillow does.
+
+    The shorter side is resized to `pixels` (bicubic, antialiased), the centre kept; what is transparent becomes white.
+    """
+    content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+    if not content or (isinstance(content, str) and not Path(content).is_file()):  # a pipe would never end
+        raise ValueError("there is no image")
+    with warnings.catch_warnings(), Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but decoded all the same
+        image: Image.Image = ImageOps.exif_transpose(file)
+        if image.mode[0] in "IF":  # grey beyond 8 bits, or real numbers: Pillow would cut these off, not scale them
+            values = np.asarray(image, float).clip(0)
+            top = next((limit for limit in (1, 255, 4095, 65535) if values.max() <= limit), values.max())
+            image = Image.fromarray((values * (255 / top)).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        square = ImageOps.fit(image.convert("RGB"), (pixels, pixels), method=Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-def _take(raw: Iterator[dict[str, Any]], place: Place, start: int) -> list[dict[str, Any]]:
+def _usable(row: dict[str, Any], image: str, captions: list[str], pixels: int) -> tuple[np.ndarray, list[str]] | str:
+    """Return the picture and the captions of a row, or what is wrong with it."""
+    cells = [row[name] for name in captions]
+    texts = [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]
+    texts = [text.strip() for text in texts if isinstance(text, str) and re.search(r"[^\s\u200b-\u200f\ufeff]", text)]
+    if captions and not texts:
+        return "no caption that is not empty"
     try:
-        return list(islice(raw, BATCH))
-    except Exception as error:  # pyarrow's and the network's errors of many kinds
-        raise DataError(f"{place.target}: breaks off after row {start} ({_said(error)}). Copy it again.") from error
-
-
-def _decode(number: int, row: dict[str, Any], image: str, captions: list[str], labels: set[str], pixels: int) -> Row:
-    values = [row[name] for name in captions]
-    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-    if not texts:
-        return Row(number, None, [], problem=f"row {number}: no caption that is not empty")
-    cell = row[image]
-    label = None if "label" not in labels else -1 if row["label"] is None else row["label"]
-    label_set = [one for one in row["labels"] or () if one is not None] if "labels" in labels else None
-    try:
-        return Row(number, decode_image(cell, pixels), texts, label, label_set=label_set)
+        return decode_image(row[image], pixels), texts
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
-        file = f" ({cell['path']})" if isinstance(cell, dict) and cell.get("path") else ""
-        reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else _said(error)
-        return Row(number, None, texts, problem=f"row {number}{file}: {reason}")
+        path = row[image].get("path") if isinstance(row[image], dict) else None
+        return f"{path or 'its picture'} cannot be read ({type(error).__name__}: {error})"
+
+
+def read_rows(rows: Any, where: str, columns: Columns, pixels: int) -> Iterator[Row]:
+    """Yield every usable row, decoded on all cores.
+
+    Rows that cannot be used are counted and skipped, up to MAX_BROKEN of them; a warning names the first ones.
+
+    Raises:
+        DataError: there are more, or no row is left, or reading breaks off.
+    """
+    names = dict.fromkeys([columns.image, *columns.captions, *filter(None, [columns.label])])
+    decode = partial(_usable, image=columns.image, captions=columns.captions, pixels=pixels)
+    number, problems = 0, []
+    batches = iter(rows.select_columns(list(names)).iter(batch_size=BATCH))
+    bar = tqdm(desc=f"reading {Path(where).name}", unit=" rows", file=sys.stdout, leave=False)
+    with ThreadPoolExecutor() as pool, bar:
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # pyarrow's and the network's errors of many kinds
+                raise DataError(f"{where}: reading stopped after row {number} ({error}). Copy it again.") from error
+            if batch is None:
+                break
+            many = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            for row, found in zip(many, pool.map(decode, many), strict=True):
+                if isinstance(found, str):
+                    problems.append(f"row {number}: {found}")
+                else:
+                    cell = row[columns.label] if columns.label else None
+                    labels = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
+                    yield Row(number, *found, labels)
+                number += 1
+            bar.update(len(many))
+    if problems or not number:
+        said = f"{where}: {len(problems)} of {number} rows cannot be used: {'; '.join(problems[:5])}"
+        if len(problems) > MAX_BROKEN * number or not number:
+            raise DataError(f"{said}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
+        warnings.warn(f"{said}. They are skipped.", stacklevel=2)
+
+
+def check(dataset: str, image: str = "", captions: Sequence[str] = ()) -> str:
+    """Return a sentence about what a data set holds, from its description and first rows, without reading it all.
+
+    Raises:
+        DataError: it cannot be used, as far as the first rows tell.
+    """
+    if dataset == "scenes":
+        return "scenes: drawn from a seed, nothing to read or download"
+    rows, (_, where) = open_rows(dataset), locate(dataset)
+    columns = find_columns(rows, where, image, captions)
+    found = [_usable(row, columns.image, columns.captions, 8) for row in islice(rows, FIRST_ROWS)]
+    texts = {" ".join(one[1]) for one in found if not isinstance(one, str)}
+    if not texts:
+        raise DataError(f"{where}: no usable row among the first {FIRST_ROWS}: {found[0] if found else 'it is empty'}.")
+    if len(texts) < min(3, len(found)):
+        raise DataError(f"{where}: the first captions are all alike; CLIP needs captions that tell pictures apart.")
+    return f"{where}: pictures in '{columns.image}', captions in {', '.join(columns.captions)}"

@@ -1,31 +1,34 @@
-"""Intervals, nulls and verdicts, from tidy per-pair tables.
+"""Estimates with intervals, the range of the noise floor, and verdicts, from tables with one row per seed and pair.
 
-How an interval is made. Two things are random: which pairs were drawn, and each seed (weights and batch order); every
-seed scores the same pairs (a crossed design). A statistic is computed per seed and averaged over the seeds.
+How an interval is made. Two things are random: which pairs were drawn, and the training seed. Every seed scores the
+same pairs; a statistic is computed for each seed, then averaged.
 
-- pairs: bootstrap, one resample of pairs for all seeds, drawn within groups so that group sizes hold; percentiles.
-- seeds: with three seeds a bootstrap over seeds is too narrow (it knows 10 distinct resamples), so a t-interval over
-  the per-seed values with S - 1 degrees of freedom is used instead.
-- both: the two distances from the value to its limits are added in squares (Zou & Donner 2008, Statistics in Medicine
-  27:1693, "MOVER"). The seed-by-pair part of the noise counts twice, as in any crossed bootstrap (Owen 2007, Annals of
-  Applied Statistics 1:386): the interval errs to the wide side, and a test measures its coverage.
-- one seed: pairs only, which says nothing about another training run; `Estimate.text()` says so and `verdict` refuses.
+- Pairs: bootstrap, percentile limits. A resample of pairs serves all seeds and keeps the size of every group.
+- Seeds: t-interval, S - 1 degrees of freedom. A bootstrap of three seeds is too narrow: it has 10 distinct resamples.
+- Both: the distances from the value to either limit add in squares (Zou & Donner 2008, Statistics in Medicine 27:1693,
+  "MOVER"). What varies with seed and pair together counts twice, as in any crossed bootstrap (Owen 2007, Annals of
+  Applied Statistics 1:386), so the interval is rather too wide; a test measures its coverage.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "not testable at this scale")
-BLOCK = 250  # resamples handled at once, so that memory does not grow with n_boot
+MIN_SEEDS = 2  # the interval of one seed is over pairs only and says nothing about another training run
+MIN_PAIRS = 20  # the percentile interval of a mean is a tenth too narrow with 20 pairs, and a fifth with 10
+LEVEL = 0.95  # of every interval; the claims of the notebooks name it
+N_BOOT = 1000  # resamples: another choice of them would move a limit by about 2 % of the interval's width
+BLOCK = 250  # resamples held in memory at once: 20 MB for 10,000 pairs, whatever n_boot is
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `seeds` training seeds and `n` pairs in the smallest group stand behind it."""
+    """A value, its interval, the number of training seeds, and `n`: the number of pairs (where groups are compared, in
+    the smallest), each counted once however many seeds scored it. From `over_seeds`: what its caller counted."""
 
     value: float
     low: float
@@ -33,45 +36,38 @@ class Estimate:
     seeds: int
     n: int
 
-    def text(self, digits: int = 3) -> str:
-        note = "" if self.seeds > 1 else ", one seed: interval over pairs only"
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]{note}"
-
 
 @dataclass(frozen=True)
 class Panel:
-    """The crossed table: one `[S, P]` matrix a column (S seeds, P pairs; one seed: `[P]`), each pair's group `[P]`."""
+    """The scores that one seed gave P pairs, `[P]` per column, and the group of each pair `[P]`."""
 
     columns: dict[str, np.ndarray]
     group: np.ndarray
 
-    def seeds(self) -> "list[Panel]":
-        rows = zip(*self.columns.values(), strict=True)
-        return [Panel(dict(zip(self.columns, row, strict=True)), self.group) for row in rows]
 
-
-# one seed of a panel, weights [B, P] (how often each pair was drawn) -> the statistic of every resample [B]
+# A panel and weights [B, P], how often resample b drew pair p -> the statistic of each resample [B]
 Statistic = Callable[[Panel, np.ndarray], np.ndarray]
 
 
-def panel(table: pd.DataFrame, columns: Sequence[str], group: str | None = None) -> Panel:
-    """Pivot a tidy table (columns seed, pair_id, ...) to matrices; ValueError when a pair or a score is missing."""
-    absent = {"seed", "pair_id", *columns, *([group] if group else [])} - set(table.columns)
+def panels(table: pd.DataFrame, columns: Sequence[str], grouped: bool = False) -> list[Panel]:
+    """Return a panel per seed, grouped by corruption or all one group. Raise ValueError when a score is missing."""
+    absent = {"seed", "pair_id", *columns} - set(table.columns)
     if absent or table.empty:
-        raise ValueError(f"the scores have no {', '.join(sorted(absent)) or 'rows'}: pass one row a seed and pair")
+        raise ValueError(f"the scores have no {', '.join(sorted(absent)) or 'rows'}: pass one row per seed and pair")
     pairs = table.drop_duplicates("pair_id").set_index("pair_id").sort_index()
     if len(table) != len(pairs) * table["seed"].nunique() or table.duplicated(["seed", "pair_id"]).any():
         raise ValueError("every seed must score the same pairs, each once: filter the table by pair, not by row")
-    wide = {c: table.pivot(index="seed", columns="pair_id", values=c).to_numpy(float) for c in columns}
-    for name, matrix in wide.items():
-        if not np.isfinite(matrix).all():
-            raise ValueError(f"column {name} has {np.sum(~np.isfinite(matrix))} missing or infinite scores")
-    return Panel(wide, pairs[group].to_numpy() if group else np.full(len(pairs), "all"))
+    for name in columns:
+        if missing := np.sum(~np.isfinite(table[name].to_numpy(float))):
+            raise ValueError(f"column {name} has {missing} missing or infinite scores: drop those pairs in every seed")
+    groups = pairs["corruption"].to_numpy() if grouped else np.full(len(pairs), "all")
+    by_seed = [part.set_index("pair_id").loc[pairs.index] for _, part in table.groupby("seed")]
+    return [Panel({name: part[name].to_numpy(float) for name in columns}, groups) for part in by_seed]
 
 
-def resamples(group: np.ndarray, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks `[<=BLOCK, P]` of bootstrap counts: each group is redrawn with replacement at its own size."""
-    rng = np.random.default_rng(seed)
+def resamples(group: np.ndarray, n_boot: int) -> Iterator[np.ndarray]:
+    """Yield blocks `[<=BLOCK, P]` of bootstrap counts: each group is redrawn with replacement at its own size."""
+    rng = np.random.default_rng(0)  # fixed: the same table gives the same interval
     for start in range(0, n_boot, BLOCK):
         weights = np.zeros((min(BLOCK, n_boot - start), len(group)))
         for name in pd.unique(group):
@@ -81,73 +77,65 @@ def resamples(group: np.ndarray, n_boot: int, seed: int) -> Iterator[np.ndarray]
 
 
 def interval(
-    statistic: Statistic,
-    table: pd.DataFrame,
-    columns: Sequence[str],
-    group: str | None = None,
-    n_boot: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
+    statistic: Statistic, table: pd.DataFrame, columns: Sequence[str], grouped: bool = False, n_boot: int = N_BOOT
 ) -> Estimate:
-    """The mean over seeds of `statistic`, with the interval over seeds and pairs that this module's head explains."""
-    data = panel(table, columns, group)
-    per_seed = np.array([statistic(one, np.ones((1, len(data.group))))[0] for one in data.seeds()])
-    value, seeds, tail = float(per_seed.mean()), len(per_seed), (1 - level) / 2
-    draws = resamples(data.group, n_boot, seed)
-    boot = np.concatenate([np.mean([statistic(one, weights) for one in data.seeds()], axis=0) for weights in draws])
-    low, high = np.quantile(boot, [tail, 1 - tail])
-    over_seeds = stats.t.ppf(1 - tail, seeds - 1) * per_seed.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
-    below, above = np.hypot(over_seeds, max(value - low, 0.0)), np.hypot(over_seeds, max(high - value, 0.0))
-    n = int(pd.Series(data.group).value_counts().min())
-    return Estimate(value, float(max(value - below, bounds[0])), float(min(value + above, bounds[1])), seeds, n)
-
-
-def over_seeds(values: Sequence[float] | np.ndarray, n: int, level: float = 0.95) -> Estimate:
-    """The mean of one value a seed with its t-interval; the pairs (or test images, `n` of them) are taken as given."""
-    per_seed = np.asarray(values, float)
-    wide = np.inf if len(per_seed) < 2 else stats.sem(per_seed) * stats.t.ppf((1 + level) / 2, len(per_seed) - 1)
+    """Return the mean of `statistic` over the seeds with its interval over seeds and pairs (see the module's head)."""
+    seeds, tail = panels(table, columns, grouped), (1 - LEVEL) / 2
+    groups = seeds[0].group
+    per_seed = np.array([statistic(one, np.ones((1, len(groups))))[0] for one in seeds])
     value = float(per_seed.mean())
-    return Estimate(value, float(value - wide), float(value + wide), len(per_seed), n)
+    boot = np.concatenate([np.mean([statistic(one, w) for one in seeds], axis=0) for w in resamples(groups, n_boot)])
+    low, high = np.quantile(boot, [tail, 1 - tail])
+    t = stats.t.ppf(1 - tail, len(seeds) - 1)
+    by_seed = t * per_seed.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+    below, above = np.hypot(by_seed, max(value - low, 0.0)), np.hypot(by_seed, max(high - value, 0.0))
+    n = int(pd.Series(groups).value_counts().min())
+    return Estimate(value, float(value - below), float(value + above), len(seeds), n)
+
+
+def over_seeds(values: Sequence[float] | np.ndarray, n: int) -> Estimate:
+    """Return the mean of one value per seed with its t-interval, infinite for one seed; `n`: see `Estimate`."""
+    per_seed = np.asarray(values, float)
+    reach = np.inf if len(per_seed) < 2 else stats.sem(per_seed) * stats.t.ppf((1 + LEVEL) / 2, len(per_seed) - 1)
+    value = float(per_seed.mean())
+    return Estimate(value, float(value - reach), float(value + reach), len(per_seed), n)
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 
 
-def mean(table: pd.DataFrame, score: str = "clipmem", **options) -> Estimate:
-    """Mean score of the table's pairs. `options` of every estimate here: n_boot, level, seed (see `interval`)."""
-    return interval(lambda one, weights: _mean(one.columns[score], weights), table, [score], **options)
+def mean(table: pd.DataFrame, score: str = "clipmem", n_boot: int = N_BOOT) -> Estimate:
+    """Estimate the mean score of the table's pairs."""
+    return interval(lambda one, weights: _mean(one.columns[score], weights), table, [score], n_boot=n_boot)
 
 
-def means(table: pd.DataFrame, by: str, score: str = "clipmem", **options) -> pd.DataFrame:
-    """One row a value of column `by`: `by`, value, low, high, seeds, n: what figures of means draw."""
-    return pd.DataFrame({by: name, **vars(mean(part, score, **options))} for name, part in table.groupby(by))
+def means(table: pd.DataFrame, by: str, score: str = "clipmem", n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Return the mean score for each value of column `by`: `by`, value, low, high, seeds, n."""
+    return pd.DataFrame({by: name, **vars(mean(part, score, n_boot))} for name, part in table.groupby(by))
 
 
-def _groups(table: pd.DataFrame, group: str, *names: str) -> pd.DataFrame:
-    for name in names:
-        if not (table[group] == name).any():
-            raise ValueError(f"no pair has {group} = {name!r}; there are {sorted(map(str, table[group].unique()))}")
-    return table[table[group].isin(names)]
+def _only(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    present = set(table.get("corruption", ()))
+    if absent := set(names) - present:
+        raise ValueError(f"no pair has corruption = {min(absent)!r}; there are {sorted(present)}")
+    return table[table["corruption"].isin(names)]
 
 
-def difference(
-    table: pd.DataFrame, score: str = "clipmem", high: str = "wrong", low="clean", group: str = "kind", **options
-) -> Estimate:
-    """Mean score of group `high` minus that of group `low`."""
+def difference(table: pd.DataFrame, score="clipmem", high="swapped", low="clean", n_boot=N_BOOT) -> Estimate:
+    """Estimate the mean score of the pairs with corruption `high` minus that of the pairs with `low`."""
 
     def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
-        a, b = (weights * (one.group == name) for name in (high, low))
-        return _mean(one.columns[score], a) - _mean(one.columns[score], b)
+        above, below = weights * (one.group == high), weights * (one.group == low)
+        return _mean(one.columns[score], above) - _mean(one.columns[score], below)
 
-    return interval(statistic, _groups(table, group, high, low), [score], group, **options)
+    return interval(statistic, _only(table, high, low), [score], grouped=True, n_boot=n_boot)
 
 
 def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mid-ranks of `values` `[P]` when value i occurs `weights[b, i]` times: `[B, P]`, equal values share a rank."""
+    """Return the mid-ranks `[B, P]` of values `[P]`, where value p occurs `weights[b, p]` times; ties share one."""
     order = np.argsort(values, kind="stable")
-    first = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
+    first = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])  # where a run of equal values begins
     ties = np.add.reduceat(weights[:, order], first, axis=1)
     middle = np.cumsum(ties, axis=1) - ties / 2 + 0.5
     result = np.empty_like(weights)
@@ -156,83 +144,85 @@ def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each resample `[B]` (Mann-Whitney form): values `[P]`, positive bool `[P]`."""
+    """Return the area under the ROC curve `[B]` (Mann-Whitney form) of values `[P]`; `positive` is bool `[P]`."""
     hits, misses = weights[:, positive].sum(axis=1), weights[:, ~positive].sum(axis=1)
     rank_sum = (ranks(values, weights) * weights)[:, positive].sum(axis=1)
     return (rank_sum - hits * (hits + 1) / 2) / (hits * misses)
 
 
 def precision(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision of each resample `[B]`, as scikit-learn defines it: sum of precision times gain in recall."""
+    """Return the average precision `[B]` as scikit-learn defines it: the sum of precision times gain in recall."""
     order = np.argsort(-values, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(values[order]) < 0, True])
+    last = np.flatnonzero(np.r_[np.diff(values[order]) < 0, True])  # where a run of equal values ends
     hits = np.cumsum((weights * positive)[:, order], axis=1)[:, last]
     seen = np.cumsum(weights[:, order], axis=1)[:, last]
-    gain = np.diff(hits, axis=1, prepend=0) / hits[:, -1:]
-    return (gain * hits / np.maximum(seen, 1)).sum(axis=1)
+    recall_gain = np.diff(hits, axis=1, prepend=0) / hits[:, -1:]
+    return (recall_gain * hits / np.maximum(seen, 1)).sum(axis=1)
 
 
 METRICS = {"ROC AUC": roc_auc, "average precision": precision}
 
 
-def _area(score: str, sign: int, metric: str, find: str) -> Statistic:
-    return lambda one, weights: METRICS[metric](sign * one.columns[score], one.group == find, weights)
+def _finds_swapped(score: str, sign: int, metric: str) -> Statistic:
+    return lambda one, weights: METRICS[metric](sign * one.columns[score], one.group == "swapped", weights)
 
 
-def detect(
-    table: pd.DataFrame, score="clipmem", metric="ROC AUC", sign=1, find="wrong", among="clean", **options
-) -> Estimate:
-    """How well `sign * score` finds the pairs of one kind among another: 'ROC AUC' or 'average precision'."""
-    chosen = _groups(table, "kind", find, among)
-    return interval(_area(score, sign, metric, find), chosen, [score], "kind", bounds=(0, 1), **options)
+def detect(table: pd.DataFrame, score="clipmem", metric="ROC AUC", sign=1, n_boot=N_BOOT) -> Estimate:
+    """Estimate how well `sign * score` finds swapped pairs among clean ones. `metric`: a key of METRICS."""
+    found = interval(_finds_swapped(score, sign, metric), _only(table, "swapped", "clean"), [score], True, n_boot)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
-def detection(table: pd.DataFrame, signs: Mapping[str, int], find="wrong", among="clean", **options) -> pd.DataFrame:
-    """Rows score, metric, value, low, high, seeds, n, chance. `signs`: column -> +1 when a high score is suspicious,
-    -1 when a low one is, written down before looking: {"clipmem": 1, "similarity_g": -1, "loss_f": 1}."""
-    kinds = _groups(table, "kind", find, among)["kind"]
-    chance = {"ROC AUC": 0.5, "average precision": float((kinds == find).mean())}
-    rows = [{"score": score, "metric": metric, "chance": chance[metric]} for metric in METRICS for score in signs]
-    found = [detect(table, r["score"], r["metric"], signs[str(r["score"])], find, among, **options) for r in rows]
-    return pd.DataFrame(row | vars(estimate) for row, estimate in zip(rows, found, strict=True))
+def detection(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Return `detect` for every score and metric: score, metric, chance, value, low, high, seeds, n.
+
+    `signs`: +1 where a high score is suspicious, -1 where a low one is, decided before looking: {"similarity_g": -1}.
+    """
+    corruption = _only(table, "swapped", "clean")["corruption"]
+    chance = {"ROC AUC": 0.5, "average precision": float((corruption == "swapped").mean())}
+    rows = []
+    for metric in METRICS:
+        for score, sign in signs.items():
+            found = detect(table, score, metric, sign, n_boot)
+            rows.append({"score": score, "metric": metric, "chance": chance[metric], **vars(found)})
+    return pd.DataFrame(rows)
 
 
-def gain(
-    table: pd.DataFrame, signs: Mapping[str, int], metric="ROC AUC", find="wrong", among="clean", **options
-) -> tuple[str, Estimate]:
-    """The first score of `signs` minus the best of the others, paired (same seeds, same resamples): (best, Estimate).
-    The best is picked on the same data, in the baselines' favour."""
+def gain(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) -> tuple[str, Estimate]:
+    """Return the best of the scores after the first, and by how much the first exceeds its ROC AUC (see `detection`).
+
+    Both use the same seeds and resamples. The best is chosen on this same data, which is in its favour.
+    """
     first, *others = signs
-    best = max(others, key=lambda s: detect(table, s, metric, signs[s], find, among, n_boot=1).value)
+    best = max(others, key=lambda score: detect(table, score, sign=signs[score], n_boot=1).value)
+    ours, theirs = (_finds_swapped(score, signs[score], "ROC AUC") for score in (first, best))
+    chosen = _only(table, "swapped", "clean")
+    return best, interval(lambda one, w: ours(one, w) - theirs(one, w), chosen, [first, best], True, n_boot)
 
-    ours, theirs = (_area(s, signs[s], metric, find) for s in (first, best))
-    chosen = _groups(table, "kind", find, among)
-    return best, interval(lambda one, w: ours(one, w) - theirs(one, w), chosen, [first, best], "kind", **options)
 
-
-def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "dose", ranked: bool = True, **options) -> Estimate:
-    """How the score goes with `x`: Spearman's rank correlation, or the least-squares slope when not `ranked`."""
+def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "share_swapped", n_boot: int = N_BOOT) -> Estimate:
+    """Estimate Spearman's rank correlation of `score` and `x`."""
 
     def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
-        a, b = (ranks(one.columns[c], weights) if ranked else one.columns[c][None] for c in (x, score))
         share = weights / weights.sum(axis=1, keepdims=True)
-        a, b = a - (a * share).sum(axis=1, keepdims=True), b - (b * share).sum(axis=1, keepdims=True)
-        common, of_a, of_b = ((share * product).sum(axis=1) for product in (a * b, a * a, b * b))
-        return common / (np.sqrt(of_a * of_b) if ranked else of_a)
+        ranked = [ranks(one.columns[name], weights) for name in (x, score)]
+        a, b = (rank - (rank * share).sum(axis=1, keepdims=True) for rank in ranked)
+        covariance, var_a, var_b = ((share * product).sum(axis=1) for product in (a * b, a * a, b * b))
+        return covariance / np.sqrt(var_a * var_b)
 
-    return interval(statistic, table, [score, x], **options)
+    return interval(statistic, table, [score, x], n_boot=n_boot)
 
 
-def null_range(table: pd.DataFrame, level: float = 0.95, column: str = "null") -> tuple[float, float]:
-    """Between which values the given share of the null scores lies (two models, same data, other seeds)."""
+def noise_range(table: pd.DataFrame, level: float = LEVEL, column: str = "noise_floor") -> tuple[float, float]:
+    """Return the limits of the middle `level` of the noise floor: scores of two models with the same training data."""
     low, high = table[column].dropna().quantile([(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above", needs: tuple[int, int] = (2, 20)) -> str:
-    """The verdict on "the statistic lies above (or below) the threshold", by rules fixed before looking:
+def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") -> str:
+    """Judge "the statistic lies above (or below) the threshold", by rules fixed before looking.
 
-    - 'not testable at this scale': fewer than `needs` = (seeds, pairs in the smallest group), or a limit is not finite;
+    - 'not testable at this scale': a limit is not finite, seeds < MIN_SEEDS, or n < MIN_PAIRS (`Estimate` defines n);
     - 'reproduced': the whole interval lies on the claimed side of the threshold;
     - 'direction only': the value does, the interval does not;
     - 'not reproduced': the value does not.
@@ -240,7 +230,10 @@ def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above", ne
     if claim not in ("above", "below"):
         raise ValueError(f"claim is {claim!r}; it must be 'above' or 'below'")
     sign = 1 if claim == "above" else -1
-    low, value = (sign * (v - threshold) for v in (estimate.low if sign > 0 else estimate.high, estimate.value))
-    if estimate.seeds < needs[0] or estimate.n < needs[1] or not np.isfinite([low, value]).all():
-        return VERDICTS[3]
-    return VERDICTS[0] if low > 0 else VERDICTS[1] if value > 0 else VERDICTS[2]
+    value = sign * (estimate.value - threshold)
+    limit = sign * ((estimate.low if claim == "above" else estimate.high) - threshold)
+    if estimate.seeds < MIN_SEEDS or estimate.n < MIN_PAIRS or not np.isfinite([limit, value]).all():
+        return "not testable at this scale"
+    if limit > 0:
+        return "reproduced"
+    return "direction only" if value > 0 else "not reproduced"

@@ -1,178 +1,203 @@
-"""Finished runs on disk, found by content: atomic, locked, verified on load, listed and pruned.
+"""One store for all that is made once and read often: decoded data, labelled sets, trained models, scores.
 
-A run is a folder `runs/<kind>/<key>/`. Files are written under another name and renamed; `DONE`, which lists every
-file with its SHA-256, is written last. A folder without `DONE` is unfinished: the same command continues it.
+An entry is a folder `runs/<kind>/<key>/`, found by the content of what made it. It is built by one process at a time.
+`DONE`, written last, lists every file with its SHA-256; an entry without it is unfinished and continued, and an entry
+whose files no longer match is rebuilt. Every file is written under another name and then renamed.
 
-    python -m lib.store list | verify | prune [--yes]
+    python -m lib.store         list what is there; to free space, delete folders of runs/
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import safetensors.torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib.recipes import VERSION
-
-PROJECT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # of the project
 DONE = "DONE"
+TEMPORARY = ".writing-"  # how the names of unfinished files begin
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_rebuild_before = 0.0  # runs and scores finished before this time are made again, see `rebuild`
 
 
 class StoreError(RuntimeError):
-    """A run cannot be written or read; the message names the folder and what to do."""
+    """The store cannot be written; the message names the file and says what to do."""
 
 
 def root() -> Path:
-    """Where runs lie: the environment variable CLIPMEM_RUNS, else `runs/` of the project."""
-    return Path(os.environ.get("CLIPMEM_RUNS") or PROJECT / "runs")
+    """Return where the store lies: the environment variable CLIPMEM_RUNS, else `runs/` in the project; absolute."""
+    return Path(os.environ.get("CLIPMEM_RUNS") or ROOT / "runs").expanduser().absolute()
+
+
+# --- files ---
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that is renamed to it when the block ends well, and removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` when the block ends well, else remove it.
+
+    Raises:
+        StoreError: the disk is full, or the folder is not writable.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+        number = getattr(error, "errno", None)
+        if number in FULL or "No space left" in str(error):
+            reason = "the disk, or your quota on it, is full"
+        elif number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            reason = "the folder is not writable"
+        else:
             raise
-        raise disk_full(path, error) from error
+        raise StoreError(
+            f"{path}: {reason} ({error}). What was finished is kept. Make room, or set CLIPMEM_RUNS to another folder, "
+            "and give the same command again: it continues."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def disk_full(path: Path, error: Exception) -> StoreError:
-    return StoreError(
-        f"{path}: the disk is full ({error}). What was finished is kept. Free some space, or set CLIPMEM_RUNS to a "
-        "folder on another disk, and give the same command again: it continues."
-    )
-
-
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step: a reader, or a full disk, never meets half of it."""
-    with _atomic(path) as temporary:
+    """Write a file in one step: a reader, or a full disk, never meets half of it. Raise StoreError, as all writers."""
+    with atomic(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors atomically as safetensors."""
-    with _atomic(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+    """Write JSON in one step."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table atomically as parquet."""
-    with _atomic(path) as temporary:
+    """Write a table in one step, as parquet."""
+    with atomic(path) as temporary:
         table.to_parquet(temporary, index=False)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors in one step, as safetensors."""
+    with atomic(path) as temporary:
+        safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU."""
-    return load_file(path)
+    return safetensors.torch.load_file(path)
 
 
-def obtain(kind: str, key: str, about: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder of a finished entry; `build(folder)` makes it where it is missing, and may find its own checkpoints.
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], name: str) -> None:
+    """Write the tensors of an unfinished entry behind a digest of their content and of the entry's `name`."""
+    content = safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})
+    write_bytes(path, hashlib.sha256(name.encode() + content).digest() + content)
 
-    One process builds at a time: others wait for the lock and then find the entry finished. A finished entry whose
-    files no longer have their recorded hashes is put aside as `<key>.broken` and built again.
 
-    Raises:
-        StoreError: the disk is full.
+def read_checkpoint(path: Path, name: str) -> dict[str, Tensor] | None:
+    """Return the tensors of a checkpoint, or None where there is none, or a damaged one, or another entry's."""
+    if not path.is_file():
+        return None
+    whole = path.read_bytes()
+    if whole[:32] != hashlib.sha256(name.encode() + whole[32:]).digest():
+        warnings.warn(f"{path} is damaged, or belongs to another run; training starts from the beginning", stacklevel=2)
+        return None
+    return safetensors.torch.load(whole[32:])
+
+
+# --- entries ---
+
+
+def rebuild(before: float) -> None:
+    """Treat runs and scores finished before this time (seconds since 1970) as absent; 0 treats none so."""
+    global _rebuild_before
+    _rebuild_before = before
+
+
+def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict[str, Any]) -> Path:
+    """Return the folder of a finished entry; `build(folder)` makes it where it is missing, and may find its checkpoint.
+
+    Other processes that want the same entry wait. `about` is kept as about.json, for people. Raise StoreError when the
+    disk is full.
     """
     folder = root() / kind / key
     if not _sound(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             if not _sound(folder):
-                _put_aside_if_broken(folder)
-                folder.mkdir(exist_ok=True)
-                write_json(folder / "about.json", {"version": VERSION, **about})
+                _clear(folder)
+                write_json(folder / "about.json", about)
                 build(folder)
-                _finish(folder)
+                files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(TEMPORARY)]
+                write_json(folder / DONE, {path.name: _sha256(path) for path in sorted(files)})
     return folder
+
+
+def finished(kind: str, key: str) -> bool:
+    """Return whether the entry is complete; its files are not read."""
+    done = root() / kind / key / DONE
+    return done.is_file() and (kind not in ("run", "score") or done.stat().st_mtime >= _rebuild_before)
+
+
+def _sound(folder: Path) -> bool:
+    done = folder / DONE
+    return finished(folder.parent.name, folder.name) and not problems(folder, done.stat().st_mtime_ns)
+
+
+@cache
+def problems(folder: Path, stamp: int) -> tuple[str, ...]:
+    """Return what is wrong with a finished entry: files that are missing or changed. `stamp`: when DONE was written."""
+    try:
+        recorded = json.loads((folder / DONE).read_text())
+        if not isinstance(recorded, dict) or not recorded:
+            raise ValueError
+    except ValueError:
+        return (f"{DONE} is not readable",)
+    lost = [name for name in recorded if not (folder / name).is_file()]
+    changed = [name for name in recorded if name not in lost and _sha256(folder / name) != recorded[name]]
+    return (*(f"{name} is missing" for name in lost), *(f"{name} has changed" for name in changed))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an entry that was finished, because it is damaged or wanted anew; leave an unfinished one to continue."""
+    if (folder / DONE).is_file():
+        if finished(folder.parent.name, folder.name):
+            found = "; ".join(problems(folder, (folder / DONE).stat().st_mtime_ns))
+            warnings.warn(f"{folder}: {found}. It is made again.", stacklevel=4)
+        shutil.rmtree(folder)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(str(folder) + ".lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting: another process is at work on {folder}", flush=True)
-        lock.acquire()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting: another process is making {folder}", flush=True)
+            lock.acquire()
+    except PermissionError as error:
+        raise StoreError(
+            f"{folder} is missing, and {root()} is not writable. Set CLIPMEM_RUNS to a folder of your own."
+        ) from error
     try:
         yield
     finally:
         lock.release()
-
-
-def finished(kind: str, key: str) -> bool:
-    """Whether the entry is complete; its files are not read."""
-    return (root() / kind / key / DONE).is_file()
-
-
-def _sound(folder: Path) -> bool:
-    return (folder / DONE).is_file() and not problems(folder)
-
-
-def _put_aside_if_broken(folder: Path) -> None:
-    if not (folder / DONE).is_file():
-        return
-    aside = folder.with_name(folder.name + ".broken")
-    warnings.warn(f"{folder}: {'; '.join(problems(folder))}. Put aside as {aside.name} and made again.", stacklevel=4)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-
-
-def _finish(folder: Path) -> None:
-    files = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if not p.name.startswith(".")}
-    write_json(folder / DONE, files)
-
-
-def problems(folder: Path) -> list[str]:
-    """What is wrong with a finished entry: files that are missing or changed. Empty when it is sound."""
-    done = folder / DONE
-    return list(_problems(folder, done.stat().st_mtime_ns))
-
-
-@cache
-def _problems(folder: Path, stamp: int) -> tuple[str, ...]:
-    try:
-        recorded = json.loads((folder / DONE).read_text())
-    except ValueError:
-        return (f"{DONE} is not readable",)
-    found = []
-    for name, digest in recorded.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name} is missing")
-        elif _sha256(path) != digest:
-            found.append(f"{name} has changed since it was written")
-    return tuple(found)
 
 
 def _sha256(path: Path) -> str:
@@ -180,71 +205,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def note_use(experiment: str, notebook: str, keys: Sequence[str]) -> None:
-    """Remember which runs a notebook uses at `experiment`, `<dataset>-<scale>`."""
-    write_json(root() / "uses" / f"{experiment}.{notebook}.json", sorted(keys))
-
-
-def uses() -> dict[str, str]:
-    """The notebooks that use each run: key -> "01, 04"."""
-    found: dict[str, set[str]] = {}
-    for path in sorted(root().glob("uses/*.json")):
-        for key in json.loads(path.read_text()):
-            found.setdefault(key, set()).add(path.stem.split(".")[-1][:2])
-    return {key: ", ".join(sorted(notebooks)) for key, notebooks in found.items()}
-
-
 def entries() -> pd.DataFrame:
-    """All entries: kind, key, state (`done`, `unfinished`, `old version`, `broken copy`), megabytes, notebooks, …"""
-    rows, used = [], uses()
+    """Return all entries, one row each: kind, key, state (`done` or `unfinished`), megabytes, about."""
+    rows = []
     for about_file in sorted(root().glob("*/*/about.json")):
-        folder, about = about_file.parent, json.loads(about_file.read_text())
+        folder = about_file.parent
+        try:
+            about = json.loads(about_file.read_text())
+        except ValueError:
+            about = {"about.json": "not readable"}
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        text = ", ".join(f"{name} {value}" for name, value in about.items() if not isinstance(value, dict))
         state = "done" if (folder / DONE).is_file() else "unfinished"
-        state = "old version" if about.get("version") != VERSION else state
-        state = "broken copy" if folder.name.endswith(".broken") else state
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
-        text = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("version", "fingerprint", "recipe"))
-        by = used.get(folder.name.split("-")[0], "")
-        rows.append((folder.parent.name, folder.name, state, round(size, 1), by, text))
-    return pd.DataFrame(rows, columns=["kind", "key", "state", "megabytes", "notebooks", "about"])
-
-
-def _list() -> int:
-    table = entries()
-    total = f"{len(table)} entries in {root()}, {table['megabytes'].sum():.0f} MB"
-    print(f"{total}\n{table.to_string(index=False, max_colwidth=100)}" if len(table) else total)
-    return 0
-
-
-def _verify() -> int:
-    table, bad = entries(), 0
-    for kind, key in table.loc[table["state"] == "done", ["kind", "key"]].itertuples(index=False):
-        for problem in problems(root() / kind / key):
-            bad += 1
-            print(f"[FAIL] {root() / kind / key}: {problem}; the next run makes it again")
-    print(f"{len(table)} entries read, {bad} problems")
-    return 1 if bad else 0
-
-
-def _prune(yes: bool) -> int:
-    table = entries()
-    for row in table[table["state"] != "done"].itertuples():
-        print(f"{'removed' if yes else 'would remove'} {row.kind}/{row.key}: {row.state}, {row.megabytes} MB")
-        if yes:
-            with _locked(root() / row.kind / row.key):
-                shutil.rmtree(root() / row.kind / row.key)
-    print("" if yes else "nothing was removed; add --yes to remove them")
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line: list, verify, prune."""
-    parser = argparse.ArgumentParser(prog="python -m lib.store", description="List, verify and prune trained runs.")
-    parser.add_argument("command", choices=["list", "verify", "prune"])
-    parser.add_argument("--yes", action="store_true", help="prune: really remove unfinished, old and broken entries")
-    args = parser.parse_args(argv)
-    return {"list": _list, "verify": _verify, "prune": lambda: _prune(args.yes)}[args.command]()
+        rows.append((folder.parent.name, folder.name, state, round(size, 1), text))
+    return pd.DataFrame(rows, columns=["kind", "key", "state", "megabytes", "about"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    table = entries()
+    print(f"{len(table)} entries in {root()}, {table['megabytes'].sum():.0f} MB")
+    if len(table):
+        print(table.to_string(index=False, max_colwidth=100))

@@ -1,117 +1,170 @@
-"""From trained models to tidy tables: scores by pair, curves along training; what was computed once is kept."""
+"""From trained models to the tidy tables of notebooks 01 and 02.
+
+Every function takes the `study` of a notebook first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from open_clip.model import CLIP
+from scipy.stats import kendalltau
 
-from lib import memorization, sslmem, store, sweep
-from lib.data import Prepared
-from lib.recipes import Recipe, f_and_g, key
+from lib import runs, scores
+from lib.recipes import Recipe, f_and_g
+from lib.runs import cached, f_minus_g, measured
+from lib.scores import DEFAULT_SUBSETS
+from lib.train import training_rows
 
-ALL = memorization.SUBSETS
-TRUTH = ["pair_id", "kind", "dose", "vagueness", "rarity"]
+if TYPE_CHECKING:
+    from lib.study import Study
 
-
-def kept(name: str, recipe: Recipe, prepared: Prepared, make: Callable[[CLIP], pd.DataFrame]) -> pd.DataFrame:
-    """`make(model)` for a recipe's model, kept in the store beside the run under `name`."""
-
-    def build(folder):
-        store.write_table(folder / "table.parquet", make(sweep.load(recipe, prepared)))
-
-    run_key = key(recipe, prepared.fingerprint)
-    folder = store.obtain("score", f"{run_key}-{name}", {"run": run_key, "name": name}, build)
-    return pd.read_parquet(folder / "table.parquet")
+TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity"]
+OWN_SCORE = {"label": "labelmem", "caption": "clipmem", "view": "sslmem_image"}  # of each paradigm
 
 
-def measured(recipe: Recipe, prepared: Prepared, augmentations: int, subsets: Sequence[str] = ALL) -> pd.DataFrame:
-    """`memorization.measure` of a recipe's model, kept."""
-
-    def make(model: CLIP) -> pd.DataFrame:
-        return memorization.measure(model, recipe.objective, prepared, augmentations, subsets)
-
-    return kept("-".join([f"views{augmentations}", *(s[0] for s in subsets)]), recipe, prepared, make)
+# --- scores of pairs ---
 
 
-def scores(
-    base: Recipe,
-    seeds: Sequence[int],
-    prepared: Prepared,
-    augmentations: int,
-    null: Recipe | None = None,
-    subsets: Sequence[str] = memorization.MOST_READ,
+def score_pairs(
+    study: Study,
+    conditions: Sequence[str] = (),
+    subsets: Sequence[str] = DEFAULT_SUBSETS,
+    noise_floor: bool = False,
 ) -> pd.DataFrame:
-    """Memorization of every pair of `subsets` under every seed.
+    """Return the memorization of every pair of `subsets` under every condition and seed.
 
     Returns:
-        One row a (seed, pair): seed, pair_id, subset, kind, dose, vagueness, rarity (ground truth, NaN where unknown);
-        under `caption`: clipmem (raw, contrast), clipmem_plain, clipmem_normalised, similarity_f, similarity_g, loss_f,
-        and, with a `null` model, null (f against it); under `label`: labelmem; under `view`: sslmem_image.
+        One row per (condition, seed, pair): condition, seed, pair_id, subset, and the ground truth corruption,
+        share_swapped, vagueness, rarity (NaN where unknown). For CLIP: clipmem (raw, contrast), clipmem_plain,
+        clipmem_normalised, the single-model baselines similarity_f, similarity_g, loss_f and, if asked for, noise_floor
+        (f minus another f). For the other paradigms: labelmem or sslmem_image.
     """
-    models = [r for seed in seeds for r in f_and_g(base, seed)] + ([null] if null else [])
-    sweep.each(f"score {len(models)} models", lambda r, note: measured(r, prepared, augmentations, subsets), models)
+    name = f"pairs-{study.augmentations}-{'-'.join(subset[:2] for subset in subsets)}"
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        return scores.measure(model, recipe.objective, study.prepared, study.augmentations, subsets)
+
+    both = measured(study, name, measure, conditions)
+    found = f_minus_g(both, {"contrast": "clipmem", "plain": "clipmem_plain"} if "contrast" in both else {})
+    f, g = (both[both["role"] == role].reset_index(drop=True) for role in "fg")
+    if "contrast" in both:
+        for _, part in found.groupby(["condition", "seed"]):
+            normalised = scores.range_normalised(part["clipmem"], part["subset"] == "candidate")
+            found.loc[part.index, "clipmem_normalised"] = normalised
+        found["similarity_f"], found["similarity_g"], found["loss_f"] = f["similarity"], g["similarity"], f["loss"]
+    if noise_floor:
+        other = cached(study, name, study.noise_floor, measure).set_index("pair_id")["contrast"]
+        found["noise_floor"] = f["contrast"] - found["pair_id"].map(other)
+    if "probability" in both:
+        found["labelmem"] = f["probability"] - g["probability"]
+    if "distance_image" in both:
+        found["sslmem_image"] = g["distance_image"] - f["distance_image"]
+    return found.merge(study.prepared.table[TRUTH], on="pair_id", validate="many_to_one")
+
+
+def candidates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the candidate pairs."""
+    return table[table["subset"] == "candidate"]
+
+
+def during_training(study: Study) -> pd.DataFrame:
+    """Return CLIPMem of candidates and external pairs at each evaluation, of images as they are: seed, epoch, pair_id,
+    subset, corruption, clipmem (raw, contrast). Of the first condition."""
     parts = []
-    for seed in seeds:
-        of_f, of_g = (measured(r, prepared, augmentations, subsets) for r in f_and_g(base, seed))
-        part = of_f[["pair_id", "subset"]].assign(seed=seed, **_differences(of_f, of_g))
-        if null:
-            part["null"] = memorization.clipmem(of_f, measured(null, prepared, augmentations, subsets))
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True).merge(prepared.table[TRUTH], on="pair_id", validate="many_to_one")
-
-
-def _differences(of_f: pd.DataFrame, of_g: pd.DataFrame) -> dict[str, pd.Series]:
-    """What f and g differ in, and the free scores; every score is high where f knows more of a pair than g."""
-    found = {}
-    if "contrast" in of_f:
-        raw = memorization.clipmem(of_f, of_g)
-        found = {"clipmem": raw, "clipmem_plain": memorization.clipmem(of_f, of_g, "plain")}
-        found["clipmem_normalised"] = memorization.range_normalised(raw, of_f["subset"] == "candidate")
-        found |= {"similarity_f": of_f["similarity"], "similarity_g": of_g["similarity"], "loss_f": of_f["loss"]}
-    if "probability" in of_f:
-        found["labelmem"] = of_f["probability"] - of_g["probability"]
-    if "distance_image" in of_f:
-        found["sslmem_image"] = of_g["distance_image"] - of_f["distance_image"]
-    return found
-
-
-def sslmem_by_encoder(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
-    """SSLMem of every candidate under every seed: one row a (seed, pair): seed, pair_id, sslmem_image, sslmem_text."""
-    rows = prepared.subsets["candidate"]
-
-    def of(recipe: Recipe) -> pd.DataFrame:
-        return kept("encoders", recipe, prepared, lambda model: sslmem.by_encoder(model, prepared, rows))
-
-    models = [r for seed in seeds for r in f_and_g(base, seed)]
-    found, parts = sweep.each(f"encoders of {len(models)} models", lambda r, note: of(r), models), []
-    for seed, of_f, of_g in zip(seeds, found[::2], found[1::2], strict=True):
-        columns = {f"sslmem_{name}": of_g[name] - of_f[name] for name in ("image", "text")}
-        parts.append(of_f[["pair_id"]].assign(seed=seed, **columns))
-    return pd.concat(parts, ignore_index=True)
-
-
-def along_training(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
-    """CLIPMem of candidates and external pairs along training: one row a (seed, epoch, pair), pictures as they are.
-
-    Returns:
-        seed, epoch, pair_id, subset, kind, clipmem (raw, contrast).
-    """
-    parts = []
-    for seed in seeds:
-        f, g = (pd.read_parquet(sweep.run(r, prepared) / "looks.parquet") for r in f_and_g(base, seed))
-        both = f.merge(g, on=["epoch", "pair_id", "subset"], suffixes=("_f", "_g"), validate="one_to_one")
-        part = both[["epoch", "pair_id", "subset"]].assign(seed=seed)
-        parts.append(part.assign(clipmem=both["contrast_f"] - both["contrast_g"]))
-    truth = prepared.table[["pair_id", "kind"]]
+    for seed in study.seeds:
+        folders = [runs.run(recipe, study.prepared) for recipe in f_and_g(study.base, seed)]
+        f, g = (pd.read_parquet(folder / "evaluations.parquet") for folder in folders)
+        parts.append(f[["epoch", "pair_id", "subset"]].assign(seed=seed, clipmem=f["contrast"] - g["contrast"]))
+    truth = study.prepared.table[["pair_id", "corruption"]]
     return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
 
 
-def histories(base: Recipe, seeds: Sequence[int], prepared: Prepared) -> pd.DataFrame:
-    """Loss, learning rate and retrieval by epoch of f and g of every seed (columns: seed, role, epoch, ...)."""
+def histories(study: Study) -> pd.DataFrame:
+    """Return loss, learning rate, utility and UnitMem by epoch of every model: condition, seed, role, epoch, ..."""
     parts = []
-    for seed in seeds:
-        for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
-            parts.append(pd.read_parquet(sweep.run(recipe, prepared) / "history.parquet").assign(seed=seed, role=role))
+    for condition, base in study.conditions.items():
+        for seed in study.seeds:
+            for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
+                table = pd.read_parquet(runs.run(recipe, study.prepared) / "history.parquet")
+                parts.append(table.assign(condition=condition, seed=seed, role=role))
     return pd.concat(parts, ignore_index=True)
+
+
+# --- notebook 01: three paradigms ---
+
+
+def unit_scores(study: Study) -> pd.DataFrame:
+    """Return UnitMem and ClassMem of every unit of every f: condition, seed, layer, unit, unitmem, classmem."""
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        rows = training_rows(recipe, study.prepared)
+        return scores.unit_scores(model, study.prepared, rows, study.augmentations)
+
+    return measured(study, f"units-{study.augmentations}", measure, roles="f")
+
+
+def layer_scores(study: Study) -> pd.DataFrame:
+    """Return LayerMem, the mean SSLMem of the candidates at every layer's output: condition, seed, layer, layermem."""
+    rows = study.prepared.subsets["candidate"]
+    both = measured(study, "layers", lambda model, recipe: scores.layer_distances(model, study.prepared, rows))
+    return f_minus_g(both, {"distance": "layermem"}, sign=-1)
+
+
+def own_scores(study: Study) -> pd.DataFrame:
+    """Return every candidate's own score under each paradigm, and its percentile among the candidates.
+
+    Returns:
+        One row per (seed, pair): seed, pair_id, corruption, mislabelled, rarity; label, caption, view (raw scores), and
+        label_rank, caption_rank, view_rank in [0, 1], 1 = memorized most.
+    """
+    merged = study.prepared.table[["pair_id", "corruption", "rarity", "mislabelled"]]
+    for name, score in OWN_SCORE.items():
+        own = candidates(score_pairs(study, [name])).rename(columns={score: name})
+        own[f"{name}_rank"] = own.groupby("seed")[name].rank(pct=True)
+        keys = ["seed", "pair_id"] if "seed" in merged else ["pair_id"]
+        merged = merged.merge(own[["seed", "pair_id", name, f"{name}_rank"]], on=keys)
+    return merged.sort_values(["seed", "pair_id"], ignore_index=True)
+
+
+def agreement(own: pd.DataFrame) -> pd.DataFrame:
+    """Return Kendall's rank correlation of the candidates' scores: first, second, seed, tau.
+
+    Between two paradigms at one seed, and, as a ceiling, between two seeds of one paradigm (named by the earlier seed).
+    """
+    wide = {name: own.pivot(index="pair_id", columns="seed", values=name) for name in OWN_SCORE}
+    rows = []
+    for a, b in combinations(OWN_SCORE, 2):
+        rows += [(a, b, seed, kendalltau(wide[a][seed], wide[b][seed]).statistic) for seed in wide[a]]
+    for name, table in wide.items():
+        rows += [(name, name, s, kendalltau(table[s], table[t]).statistic) for s, t in combinations(table, 2)]
+    return pd.DataFrame(rows, columns=["first", "second", "seed", "tau"])
+
+
+def between(taus: pd.DataFrame) -> np.ndarray:
+    """Return, by seed, how much closer CLIP is to the farther of the other two than they are to each other `[S]`."""
+    by = taus[taus["first"] != taus["second"]].pivot(index="seed", columns=["first", "second"], values="tau")
+    nearest = np.minimum(by["label", "caption"], by["caption", "view"])
+    return (nearest - by["label", "view"]).to_numpy()
+
+
+def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Return `value` of every paradigm and seed where its probe first reaches the best of the weakest one.
+
+    Args:
+        history: condition, seed, epoch, probe and `value` at the evaluations.
+
+    Returns:
+        condition, seed, `value`, probe (the level that all are compared at).
+    """
+    rows = []
+    for seed, part in history.groupby("seed"):
+        level = part.groupby("condition")["probe"].max().min()
+        for name, curve in part.sort_values("epoch").groupby("condition"):
+            best = curve.assign(probe=curve["probe"].cummax()).drop_duplicates("probe")  # where each was first reached
+            rows.append((name, seed, float(np.interp(level, best["probe"], best[value])), level))
+    return pd.DataFrame(rows, columns=["condition", "seed", value, "probe"])

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+for name in [name for name in os.environ if name.startswith("CLIPMEM_")]:
+    del os.environ[name]
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib import store
 from lib.data import prepare
 from lib.recipes import Data, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Recipe(Data("scenes", 32, 60, 40, 40, 40, 40), model="smoke", epochs=4, batch=25, looks=2)
+SHARED = ROOT.parent / "shared" / "data"  # photographs that may not be passed on; tests of them skip without it
+TINY = Recipe(Data("scenes", 32, 60, 40, 40, 40, 40), model="smoke", epochs=4, batch=25, evaluations=2)
 BRIEF = replace(TINY, epochs=2)  # what `trained` holds runs of
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def runs(tmp_path, monkeypatch):
-    """Every test has a store of its own."""
+def own_store(tmp_path, monkeypatch):
+    """Give every test a store of its own, in which nothing is wanted anew."""
     monkeypatch.setenv("CLIPMEM_RUNS", str(tmp_path / "runs"))
+    store.rebuild(0)
     return tmp_path / "runs"
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    return prepare(TINY.data, tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def tiny():
-    return replace(TINY)
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +38,22 @@ def shelf(tmp_path_factory):
     return tmp_path_factory.mktemp("shelf")
 
 
+@pytest.fixture(scope="session")
+def prepared(shelf):
+    """The tiny world, prepared once for all tests; nobody changes it."""
+    before = os.environ.get("CLIPMEM_RUNS")
+    os.environ["CLIPMEM_RUNS"] = str(shelf)
+    made = prepare(TINY.data)
+    if before is None:
+        del os.environ["CLIPMEM_RUNS"]
+    else:
+        os.environ["CLIPMEM_RUNS"] = before
+    return made
+
+
 @pytest.fixture
-def trained(runs, shelf, monkeypatch):
-    """One store for all tests that only read runs: what one of them trains, the others find. The recipe to vary."""
+def trained(own_store, shelf, monkeypatch):
+    """Share one store between all tests that only read runs: what one of them trains, the others find. Return the
+    recipe to vary."""
     monkeypatch.setenv("CLIPMEM_RUNS", str(shelf))
-    return replace(BRIEF)
+    return BRIEF

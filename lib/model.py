@@ -1,49 +1,43 @@
-"""open_clip models from the JSON configs of `lib/models/`, and the forward pass used here.
+"""open_clip models from the JSON configs of `lib/models/`: built, run forward, and their inputs augmented.
 
-The forward pass is open_clip's function with what the loss never reads left out: most of the padding, and in
-each tower's last block every position but the pooled one. A test holds it against open_clip's.
+The forward pass is open_clip's function with what the loss never reads left out: most of the padding and, in each
+tower's last block, every position but the pooled one. That is what makes training fast; a test compares it with
+open_clip's. Augmentations are drawn per image, not per batch, and on the CPU, so that a seed gives the same ones on
+every device.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
-CONFIGS = Path(__file__).parent / "models"
-GROUPS = 4  # fewer waste time on padding, more make the products small
+from lib.recipes import model_config
+
+GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
+# Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
+BLOCK = 500
 _building = Lock()  # the initial weights come from torch's global generator, which threads share
+Change = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised for the model
 
 
 def device() -> torch.device:
-    """The fastest device there is: CUDA, MPS or CPU."""
+    """Return the fastest device there is: CUDA, MPS or CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def config(name: str) -> dict[str, Any]:
-    """The open_clip config `lib/models/<name>.json`.
-
-    Raises:
-        ValueError: there is no such file; the message lists the names that exist.
-    """
-    path = CONFIGS / f"{name}.json"
-    if not path.is_file():
-        names = sorted(p.stem for p in CONFIGS.glob("*.json"))
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model: expected one of {', '.join(names)} (files of {CONFIGS}), got {name!r}.{hint}")
-    return json.loads(path.read_text())
+def precision() -> str:
+    """Return what the products of a training are computed in: "bf16" (autocast) on CUDA, else "fp32"."""
+    return "bf16" if device().type == "cuda" else "fp32"
 
 
 def build(
@@ -55,30 +49,33 @@ def build(
     widths: tuple[float, float] = (1.0, 1.0),
     classes: int = 0,
 ) -> CLIP:
-    """A freshly initialised CLIP; the same arguments give the same weights on every device.
+    """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
 
     Args:
         name: a config of `lib/models/`, whose image and text sizes are replaced by the three that follow.
         pixels: side of the square images.
         vocabulary: number of compact token ids.
         context: longest caption in tokens.
-        widths: the widths of image and text tower, times the config's.
+        widths: the widths of image and text tower, as multiples of the config's.
         classes: more than 0 adds `model.classes`, a table `[classes, D]` for images that are trained to agree with a
             label.
     """
-    cfg = config(name)
+    config = model_config(name)
     vision, text = (
-        {**cfg[f"{tower}_cfg"], "width": round(cfg[f"{tower}_cfg"]["width"] * by)}
+        {**config[f"{tower}_cfg"], "width": round(config[f"{tower}_cfg"]["width"] * by)}
         for tower, by in zip(("vision", "text"), widths, strict=True)
     )
     vision |= {"image_size": pixels}
     text |= {"vocab_size": vocabulary, "context_length": context}
     with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(cfg["embed_dim"], CLIPVisionCfg(**vision), CLIPTextCfg(**text), output_dict=True)
+        model = CLIP(config["embed_dim"], CLIPVisionCfg(**vision), CLIPTextCfg(**text), output_dict=True)
         if classes:
-            model.classes = torch.nn.Parameter(torch.randn(classes, cfg["embed_dim"]))
+            model.classes = torch.nn.Parameter(torch.randn(classes, config["embed_dim"]))
     return model
+
+
+# --- augmentation ---
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -110,6 +107,14 @@ def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
     centre = (torch.arange(size) + 0.5) / size
     position = ((start[:, None] + share[:, None] * centre) * size - 0.5).clamp(0, size - 1)
     return (1 - (position[:, :, None] - torch.arange(size)).abs()).clamp(min=0)
+
+
+def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Crop each of uint8 `[N, 3, H, W]` to 90 % or more of its area: the augmentation of a score."""
+    return random_crops(images, 0.9, generator)
+
+
+# --- the forward pass ---
 
 
 def encode_image(model: CLIP, images: Tensor, unit: bool = True) -> Tensor:
@@ -193,3 +198,33 @@ def _last_block(block: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if seen is None else seen[:, None, None])
     x = x[every, pooled] + attn.out_proj(mixed.transpose(1, 2).reshape(n, width))
     return x + block.mlp(block.ln_2(x))
+
+
+# --- many images and captions ---
+
+
+def blocks(model: CLIP, images: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+    """Yield the images `[N, 3, H, W]` of some rows in blocks on the model's device, each with its first place."""
+    where = next(model.parameters()).device
+    for start in range(0, len(rows), BLOCK):
+        yield start, torch.from_numpy(images[rows[start : start + BLOCK]]).to(where)
+
+
+@torch.no_grad()
+def embed_images(
+    model: CLIP, images: np.ndarray, rows: np.ndarray, views: int = 0, change: Change = light_crop
+) -> Tensor:
+    """Return unit-length embeddings `[A, R, D]`, on the CPU, of `views` changed views of some rows of uint8 images
+    `[N, 3, H, W]`, the same views for every model; with `views` 0 of the images as they are (A = 1)."""
+    parts = []
+    for start, part in blocks(model, images, rows):
+        drawn = (change(part, torch.Generator().manual_seed(start * 1009 + view)) for view in range(views))
+        parts.append(torch.stack([encode_image(model, x).cpu() for x in (drawn if views else [normalise(part)])]))
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def embed_texts(model: CLIP, tokens: np.ndarray) -> Tensor:
+    """Return unit-length embeddings `[N, D]`, on the CPU, of tokens `[N, L]`."""
+    whole = torch.from_numpy(tokens).long().to(next(model.parameters()).device)
+    return torch.cat([encode_text(model, part).cpu() for part in whole.split(BLOCK)])

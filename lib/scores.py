@@ -1,0 +1,238 @@
+"""Memorization scores: one model in, a tidy table with one row per pair (or unit) out; f minus g is made of two.
+
+CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (arXiv 2502.07830, section 3). SSLMem is
+the same of one encoder: L(g, x) - L(f, x), with L the mean distance of two augmentations of x (arXiv 2401.12233).
+UnitMem asks of a single unit how much it responds to one image more than to all others (arXiv 2409.19069).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from torch import Tensor
+
+from lib.data import Prepared
+from lib.model import Change, blocks, embed_images, embed_texts, image_layers, light_crop
+from lib.objectives import augment, other_view
+
+SUBSETS = ("shared", "candidate", "independent", "external")
+DEFAULT_SUBSETS = ("candidate", "external")  # the subsets scored by default; only notebook 02 needs all four
+SSL_VIEWS = 5
+# (smallest crop, colour cast) from light to extreme. Captions of one image move a text encoder nearly as far as another
+# image's caption would; among these is an augmentation of the image that moves its encoder as far.
+STRENGTHS = ((0.9, 0.0), (0.5, 0.0), (0.5, 0.25), (0.1, 0.45), (0.05, 0.8), (0.02, 1.0), (0.02, 1.5))
+
+
+# --- CLIPMem ---
+
+
+def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two forms of the alignment A of N pairs: `plain` and `contrast`, each `[N]`.
+
+    plain    = mean over views of cos(image, text)
+    contrast = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
+
+    Cosines of unit vectors are linear, so the mean over M held-out pairs is one product with their mean vector.
+
+    Args:
+        image: unit vectors `[A, N, D]`, A augmented views.
+        text: unit vectors `[N, D]`.
+        held_image, held_text: unit vectors `[M, D]` of held-out pairs.
+        own: `[N]`, where a scored pair is itself held out, its place among the M (it is left out of the mean), else -1.
+    """
+    view = image.mean(dim=0)
+    plain = (view * text).sum(dim=1)
+    is_held = (own >= 0).float()[:, None]
+    count = len(held_text) - is_held
+    mean_text = (held_text.sum(dim=0) - is_held * held_text[own.clamp(min=0)]) / count
+    mean_image = (held_image.sum(dim=0) - is_held * held_image[own.clamp(min=0)]) / count
+    return plain, plain - (view * mean_text).sum(dim=1) - (mean_image * text).sum(dim=1)
+
+
+def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor, scale: float) -> Tensor:
+    """Return the contrastive loss `[N]` of each pair among M held-out pairs: a single-model baseline."""
+    same = (image * text).sum(dim=1, keepdim=True) * scale
+    mask = own[:, None] == torch.arange(len(held_text))[None]
+    losses = []
+    for a, held in ((image, held_text), (text, held_image)):
+        others = (a @ held.T * scale).masked_fill(mask, -torch.inf)
+        losses.append(torch.cat([same, others], dim=1).logsumexp(dim=1) - same[:, 0])
+    return (losses[0] + losses[1]) / 2
+
+
+def scored_rows(prepared: Prepared, subset: str) -> np.ndarray:
+    """Return the rows of a subset that are scored: all but, of the shared ones, as many as there are candidates, evenly
+    spaced."""
+    rows, n = prepared.subsets[subset], len(prepared.subsets["candidate"])
+    if subset != "shared":
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))]
+
+
+def measure(
+    model: CLIP, objective: str, prepared: Prepared, views: int, subsets: Sequence[str] = DEFAULT_SUBSETS
+) -> pd.DataFrame:
+    """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
+
+    Returns:
+        One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and
+        under the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the
+        image as it is); held-out pairs are the external ones;
+        under `label`: `probability` of the pair's own classes;
+        under `view`: `distance_image`, L of SSLMem.
+    """
+    external, parts = prepared.subsets["external"], []
+    if objective == "caption":
+        held = embed_images(model, prepared.images, external)[0], embed_texts(model, prepared.tokens[external, 0])
+    for subset in subsets:
+        rows = scored_rows(prepared, subset)
+        if objective == "caption":
+            own = np.where(np.isin(rows, external), np.searchsorted(external, rows), -1)
+            found = _alignment(model, prepared, rows, views, held, torch.from_numpy(own))
+        elif objective == "label":
+            found = {"probability": _probability(model, prepared, rows, views)}
+        else:
+            found = {"distance_image": image_distance(model, prepared, rows, SSL_VIEWS if views else 2)}
+        parts.append(as_table(prepared, rows, found).assign(subset=subset))
+    return pd.concat(parts, ignore_index=True)
+
+
+def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -> pd.DataFrame:
+    """Return pair_id and the given values `[R]` of some rows."""
+    numbers = {name: values.double().numpy() for name, values in columns.items()}
+    return pd.DataFrame({"pair_id": prepared.pair_ids[rows], **numbers})
+
+
+def _alignment(
+    model: CLIP, prepared: Prepared, rows: np.ndarray, views: int, held: tuple[Tensor, Tensor], own: Tensor
+) -> dict[str, Tensor]:
+    image, text = embed_images(model, prepared.images, rows), embed_texts(model, prepared.tokens[rows, 0])
+    seen = embed_images(model, prepared.images, rows, views) if views else image
+    plain, contrast = align(seen, text, *held, own)
+    loss = pair_loss(image[0], text, *held, own, float(model.logit_scale.detach().exp()))
+    return {"plain": plain, "contrast": contrast, "similarity": (image[0] * text).sum(dim=1), "loss": loss}
+
+
+@torch.no_grad()
+def _probability(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -> Tensor:
+    """Return the probability `[R]` of each pair's own classes together, the mean over its views."""
+    image = embed_images(model, prepared.images, rows, views)
+    table = F.normalize(model.classes, dim=-1).cpu()
+    chances = (float(model.logit_scale.exp()) * image @ table.T).softmax(dim=-1).mean(dim=0)
+    return (chances * torch.from_numpy(prepared.targets[rows] > 0)).sum(dim=1)
+
+
+def range_normalised(raw: pd.Series, candidate: pd.Series) -> pd.Series:
+    """Return raw scores `[N]` divided by their range (max - min) over the candidates (bool `[N]`), as in the paper.
+
+    Two extreme pairs set this scale, so it stands beside the raw score and never replaces it.
+    """
+    return raw / (raw[candidate].max() - raw[candidate].min())
+
+
+# --- SSLMem ---
+
+
+def distance(views: Tensor) -> Tensor:
+    """Return the mean L2 distance between two of A representations, `[A, N, D]` to `[N]`; NaN where A is 1."""
+    found = [(a - b).norm(dim=1) for a, b in combinations(views, 2)]
+    return torch.stack(found).mean(dim=0) if found else torch.full((views.shape[1],), torch.nan)
+
+
+def image_distance(
+    model: CLIP, prepared: Prepared, rows: np.ndarray, views: int = SSL_VIEWS, change: Change = other_view
+) -> Tensor:
+    """Return L `[R]` of the image encoder, by default under the augmentation of the self-supervised model."""
+    return distance(embed_images(model, prepared.images, rows, views, change))
+
+
+def text_distance(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
+    """Return L `[R]` of the text encoder, for which the captions of one image play the part of the augmentations."""
+    tokens = prepared.tokens[rows]
+    return distance(torch.stack([embed_texts(model, tokens[:, c]) for c in range(tokens.shape[1])]))
+
+
+def by_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
+    """Return L of both encoders of one model: columns pair_id, `image`, `text`."""
+    found = {"image": image_distance(model, prepared, rows), "text": text_distance(model, prepared, rows)}
+    return as_table(prepared, rows, found)
+
+
+def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
+    """Return L of both encoders: columns pair_id, `text` (captions), and `image_<i>` for each of STRENGTHS."""
+    found = {"text": text_distance(model, prepared, rows)}
+    for i, (crop, colour) in enumerate(STRENGTHS):
+
+        def change(images: Tensor, generator: torch.Generator, crop: float = crop, colour: float = colour) -> Tensor:
+            return augment(images, crop, colour, generator)
+
+        found[f"image_{i}"] = image_distance(model, prepared, rows, SSL_VIEWS, change)
+    return as_table(prepared, rows, found)
+
+
+# --- units and layers ---
+
+
+def selectivity(largest: Tensor, total: Tensor, count: int) -> Tensor:
+    """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others; 0 for
+    dead units.
+
+    Over images it is UnitMem, over classes ClassMem. In [0, 1], as activations are taken after GELU and clamped at 0.
+
+    Args:
+        largest, total: largest value and sum `[U]` over `count` images or classes.
+    """
+    others = (total - largest) / (count - 1)
+    both = largest + others
+    return torch.where(both > 0, (largest - others) / both.clamp(min=1e-12), 0.0)
+
+
+@torch.no_grad()
+def unit_scores(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -> pd.DataFrame:
+    """Return one row per unit: layer (from 1), unit, unitmem, classmem; over the images of `rows`, the training images.
+
+    Activations are means over patches and light crops. They are reduced block by block, so that memory does not grow
+    with the number of images.
+    """
+    targets = torch.from_numpy(prepared.targets[rows])
+    targets = targets[:, targets.any(dim=0)]
+    largest: list[Tensor] = []
+    totals: list[Tensor] = []  # [1 + K, U] of each layer: over all images, and over those of each class
+    for start, images in blocks(model, prepared.images, rows):
+        drawn = (light_crop(images, torch.Generator().manual_seed(view)) for view in range(views))
+        of_views = [[hidden.cpu() for hidden, _ in image_layers(model, x)] for x in drawn]
+        means = [torch.stack(layer).mean(dim=0) for layer in zip(*of_views, strict=True)]
+        share = targets[start : start + len(images)]
+        weights = torch.cat([torch.ones(len(images), 1), share], dim=1).double()
+        sums = [weights.T @ mean.double() for mean in means]
+        tops = [mean.amax(dim=0) for mean in means]
+        largest = [torch.maximum(a, b) for a, b in zip(largest, tops, strict=True)] if largest else tops
+        totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+    parts = []
+    for layer, (top, total) in enumerate(zip(largest, totals, strict=True), start=1):
+        of_class = total[1:] / targets.sum(dim=0)[:, None]
+        class_top = of_class.amax(dim=0) if len(of_class) else torch.full_like(total[0], torch.nan)
+        found = {
+            "unitmem": selectivity(top, total[0], len(rows)).numpy(),
+            "classmem": selectivity(class_top, of_class.sum(dim=0), max(2, len(of_class))).numpy(),
+        }
+        parts.append(pd.DataFrame({"layer": layer, "unit": range(len(top)), **found}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@torch.no_grad()
+def layer_distances(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
+    """Return the mean L of SSLMem over some rows at the output of each layer: layer, distance; LayerMem is g - f."""
+    parts = []
+    for start, images in blocks(model, prepared.images, rows):
+        drawn = (other_view(images, torch.Generator().manual_seed(start * 1009 + view)) for view in range(SSL_VIEWS))
+        outputs = [[output.cpu() for _, output in image_layers(model, x)] for x in drawn]
+        parts.append(torch.stack([distance(torch.stack(layer)) for layer in zip(*outputs, strict=True)]))
+    found = torch.cat(parts, dim=1).double().mean(dim=1)
+    return pd.DataFrame({"layer": range(1, len(found) + 1), "distance": found.numpy()})
