@@ -20,6 +20,10 @@ SHARES = (0.25, 0.5, 0.75)  # share of words replaced, in equal thirds of the pa
 class DataError(ValueError):
     """A data set cannot be used; the message names the file, row or column, what was expected, and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows, the sentence alone: IPython asks for it."""
+        return [f"DataError: {self}"]
+
 
 @dataclass(frozen=True)
 class Corruption:
@@ -36,22 +40,14 @@ def corrupt(
 ) -> Corruption:
     """Swap, partly swap and invert the given shares of each of `parts`, arrays of rows that have no row in common.
 
-    Donors are of the same part as the receiver; `seed` chooses rows, donors and words.
-
-    Raises:
-        ValueError: the shares are impossible.
-        DataError: a group has one pair only, or its captions are too much alike.
+    Donors are of the same part as the receiver; `seed` chooses rows, donors and words. Raise ValueError for impossible
+    shares, DataError where a group has one pair only or captions that are too much alike.
     """
     swapped, partly_swapped, inverted = shares
-    if min(shares) < 0 or sum(shares) > 1:
+    if min(shares) < 0 or sum(shares) > 1 + 1e-9:  # the sum of three decimal fractions is rarely exact
         raise ValueError(f"swapped, partly_swapped, inverted = {shares}: expected shares >= 0 with a sum of at most 1")
     n, rng = len(captions), np.random.default_rng([seed, 1])
-    made = Corruption(
-        captions=list(captions),
-        corruption=np.full(n, "clean", dtype="<U14"),
-        share_swapped=np.zeros(n),
-        donor=np.full(n, -1, np.int64),
-    )
+    made = Corruption(list(captions), np.full(n, "clean", "<U14"), np.zeros(n), np.full(n, -1, np.int64))
     for part in parts:
         shuffled = rng.permutation(np.sort(part))
         cut = round(swapped * len(part))
@@ -73,22 +69,17 @@ def _replace_in(made: Corruption, captions: list[list[str]], rows: np.ndarray, r
     """Replace words of the partly swapped `rows`: by the donor's in the same caption, else in any, else by anyone's."""
     everyones = list(dict.fromkeys(_words(text for row in rows for text in captions[row])))
     for row in rows:
-        given = captions[made.donor[row]]
-        made.captions[row] = [
-            replace_words(
-                text, (_words([given[c % len(given)]]), _words(given), everyones), made.share_swapped[row], rng
-            )
-            for c, text in enumerate(captions[row])
-        ]
+        given, share = captions[made.donor[row]], made.share_swapped[row]
+        pools = [(_words([given[c % len(given)]]), _words(given), everyones) for c in range(len(captions[row]))]
+        own = zip(captions[row], pools, strict=True)
+        made.captions[row] = [replace_words(text, words, share, rng) for text, words in own]
 
 
 def derange(captions: list[list[str]], rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a donor for each of `rows`: a permutation in which no donor shares a text with its receiver.
 
-    In a random permutation, clashing rows exchange donors with a random other row where that helps both.
-
-    Raises:
-        DataError: some row finds no partner to exchange with.
+    In a random permutation, clashing rows exchange donors with a random other row where that helps both. Raise
+    DataError where a row finds none.
     """
     texts = {row: {" ".join(text.casefold().split()) for text in captions[row]} for row in rows.tolist()}
     donors = rng.permutation(rows)
@@ -133,9 +124,6 @@ def _core(word: str) -> str:
     return re.sub(r"\W+", "", word.casefold())
 
 
-# --- numbers ---
-
-
 def encode(captions: list[list[str]], width: int, context: int) -> np.ndarray:
     """Return open_clip's token ids, int32 `[N, width, context]`, 0 = padding; a longer text keeps its end token.
 
@@ -151,13 +139,10 @@ def encode(captions: list[list[str]], width: int, context: int) -> np.ndarray:
 def compact(ids: np.ndarray, original_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens int32 `[N, C, L]` in compact ids, and open_clip's id of each compact id, int64 `[V]`.
 
-    open_clip's 49,408 words would take most of a small model's memory and time. Keeping only those that occur, before
-    or after corruption (so that the split makes no difference), in their order, is the same function: 0 stays padding,
-    and the end token stays the largest id, which is where CLIP reads the text. L is the length of the longest text.
-
-    Args:
-        ids: open_clip's ids after corruption, `[N, C, context]`.
-        original_ids: the same before corruption.
+    Both arguments are open_clip's ids `[N, C, context]`, after and before corruption; L is the longest text's length.
+    open_clip's 49,408 words would take most of a small model's memory and time. Keeping those that occur (before or
+    after, so that the split makes no difference) in their order is the same function: 0 stays padding, and the end
+    token stays the largest id, which is where CLIP reads the text.
     """
     length = int(np.flatnonzero(ids.any(axis=(0, 1)))[-1]) + 1
     token_ids = np.unique(np.concatenate([[0], original_ids.ravel(), ids.ravel()])).astype(np.int64)

@@ -1,7 +1,4 @@
-"""A data set, ready to train on: loaded, split into five subsets, corrupted, tokenized.
-
-load (decoded once, kept in the store)    split    prepare (all of it)
-"""
+"""A data set, ready to train on: loaded (decoded once, then kept in the store), split, corrupted, tokenized."""
 
 from __future__ import annotations
 
@@ -25,9 +22,9 @@ from lib.sources import Row, find_columns, locate, open_rows, read_rows
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
-# f and g must learn from equally good data, or one of them would be the better model and every CLIPMem be shifted
-CORRUPTED_SUBSETS = ("candidate", "independent")
+CORRUPTED_SUBSETS = ("candidate", "independent")  # both, as f and g must learn from equally good data
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
+MOST_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,9 @@ class Pairs:
     images: np.ndarray  # uint8 [N, 3, pixels, pixels], a private memory map: writing to it changes no file
     captions: list[list[str]]  # N lists of one or more captions; the first one is caption 0
     ids: np.ndarray  # int32 [N, C, context], open_clip's token ids of the captions
-    pair_ids: np.ndarray  # int64 [N], row of the source: skipped rows leave gaps
     classes: list[list[int]]  # N lists of the image's class ids; empty: none known
     class_names: dict[int, str]  # where the source names them
-    rarity: np.ndarray  # float64 [N] in [0, 1], 1 = rarest; NaN unknown
-    vagueness: np.ndarray  # float64 [N] in [0, 1], of caption 0, 1 = vaguest; NaN unknown
+    table: pd.DataFrame  # [N] pair_id, vagueness, rarity as in `Prepared.table`; skipped rows leave gaps in pair_id
     fingerprint: str  # SHA-256 of the content
 
 
@@ -73,11 +68,9 @@ def prepare(data: Data) -> Prepared:
 
     The table's columns: pair_id (row of the source), subset, corruption ("clean", "swapped", "partly_swapped",
     "inverted"), share_swapped (of the words: 0, .25, .5, .75, 1), donor (pair_id, -1 none), caption (caption 0 after
-    corruption), vagueness (of the original caption 0), rarity (both NaN where unknown), mislabelled (the given label
-    differs from the true one), label (index of the first given class, -1 unknown).
-
-    Raises:
-        DataError: the data set cannot be read, is too small, or has captions that are too much alike.
+    corruption), vagueness (of the original caption 0) and rarity (in [0, 1], 1 = vaguest, rarest; NaN unknown),
+    mislabelled (the given label differs from the true one), label (index of the first given class, -1 unknown). Raise
+    DataError where the data set cannot be read, is too small, or has captions that are too much alike.
     """
     pairs = load(data)
     data = fit_sizes(data, len(pairs.images))
@@ -104,50 +97,43 @@ def prepare(data: Data) -> Prepared:
         true_targets=true_targets,
         targets=targets,
         class_names=names,
-        pair_ids=pairs.pair_ids,
+        pair_ids=pairs.table["pair_id"].to_numpy(),
         table=_table(pairs, subsets, made, true_targets, targets),
         fingerprint=pairs.fingerprint,
     )
 
 
 def _table(pairs: Pairs, subsets: dict[str, np.ndarray], made: Corruption, true: np.ndarray, given: np.ndarray) -> Any:
-    rows = np.concatenate(list(subsets.values()))
-    columns = {
-        "pair_id": pairs.pair_ids[rows],
-        "subset": np.repeat(list(subsets), [len(part) for part in subsets.values()]),
-        "corruption": made.corruption[rows],
-        "share_swapped": made.share_swapped[rows],
-        "donor": np.where(made.donor >= 0, pairs.pair_ids[made.donor], -1)[rows],
-        "caption": [made.captions[row][0] for row in rows],
-        "vagueness": pairs.vagueness[rows],
-        "rarity": pairs.rarity[rows],
-        "mislabelled": (true != given).any(axis=1)[rows],
-        "label": np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1)[rows] if given.shape[1] else -1,
-    }
-    return pd.DataFrame(columns, index=pd.Index(rows, name="row")).sort_index()
+    subset = pd.Series({row: name for name, rows in subsets.items() for row in rows.tolist()}).sort_index()
+    table = pairs.table.assign(
+        subset=subset,
+        corruption=made.corruption,
+        share_swapped=made.share_swapped,
+        donor=np.where(made.donor >= 0, pairs.table["pair_id"].to_numpy()[made.donor], -1),
+        caption=[own[0] for own in made.captions],
+        mislabelled=(true != given).any(axis=1),
+        label=np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1) if given.shape[1] else -1,
+    )
+    order = "pair_id subset corruption share_swapped donor caption vagueness rarity mislabelled label"
+    return table.loc[subset.index, order.split()].rename_axis("row")
 
 
 def class_shares(pairs: Pairs) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the share of each class in every image's label, float32 [N, K] with rows that sum to 1 or, where no class
-    is known, to 0; and the K names. K is 0 where the data set has fewer than two classes."""
-    ids = sorted({one for own in pairs.classes for one in own})
-    held = np.zeros((len(pairs.classes), len(ids) if len(ids) > 1 else 0), np.float32)
-    place = {one: k for k, one in enumerate(ids)}
-    for row, own in enumerate(pairs.classes) if held.shape[1] else ():
-        held[row, [place[one] for one in own]] = 1
-    names = tuple(pairs.class_names.get(one, f"class {one}") for one in ids[: held.shape[1]])
+    """Return the share of each class in every image's label, float32 [N, K] with rows that sum to 1, or to 0 where no
+    class is known; and the K names. K is 0 for a single class, or where classes only number the images."""
+    counts = list(map(len, pairs.classes))
+    ids, places = np.unique([one for own in pairs.classes for one in own], return_inverse=True)
+    if not 1 < len(ids) <= len(counts) / 2:
+        return np.zeros((len(counts), 0), np.float32), ()
+    held = np.zeros((len(counts), len(ids)), np.float32)
+    held[np.repeat(np.arange(len(counts)), counts), places] = 1
+    names = tuple(pairs.class_names.get(one, f"class {one}") for one in ids.tolist())
     return held / np.maximum(1, held.sum(axis=1, keepdims=True)), names
-
-
-# --- split ---
 
 
 def fit_sizes(data: Data, available: int) -> Data:
     """Return `data` with its five sizes shrunk in proportion where they need more than the images that are available.
-
-    Raises:
-        DataError: fewer than LEAST_CANDIDATES candidates would be left.
-    """
+    Raise DataError where fewer than LEAST_CANDIDATES candidates would be left."""
     sizes, needed = data.sizes(), sum(data.sizes().values())
     if needed <= available:
         return data
@@ -164,12 +150,9 @@ def fit_sizes(data: Data, available: int) -> Data:
 
 def split(count: int, data: Data) -> dict[str, np.ndarray]:
     """Return five disjoint subsets of `count` rows, of the sizes in `data`, each sorted; `data.seed` shuffles."""
-    shuffled = np.random.default_rng([data.seed, 0]).permutation(count)
     ends = np.cumsum(list(data.sizes().values()))
-    return {name: np.sort(part) for name, part in zip(SUBSETS, np.split(shuffled, ends), strict=False)}
-
-
-# --- in the store ---
+    parts = np.split(np.random.default_rng([data.seed, 0]).permutation(count), ends)
+    return {name: np.sort(part) for name, part in zip(SUBSETS, parts, strict=False)}  # the last part is left over
 
 
 def load(data: Data) -> Pairs:
@@ -178,9 +161,9 @@ def load(data: Data) -> Pairs:
     Scenes are drawn as many as the five subsets need; every other data set is read whole. Of images that are equal
     pixel by pixel only the first is kept; where all rows have one caption each, it gets the captions of all of them.
     """
-    kind, where = locate(data.dataset)
+    (kind, where), count = locate(data.dataset), sum(data.sizes().values())
     if kind == "scenes":
-        identity: list[Any] = [_state(Path(__file__).parent.glob("scene*.py")), sum(data.sizes().values()), WORLD_SEED]
+        identity: list[Any] = [_state(Path(__file__).parent.glob("scene*.py")), count, WORLD_SEED]
     elif kind == "hub":
         identity = [where, *(file["filename"] for file in open_rows(data.dataset).cache_files)]
     else:
@@ -188,20 +171,28 @@ def load(data: Data) -> Pairs:
 
     def build(folder: Path) -> None:
         if kind == "scenes":
-            scenes = make_scenes(sum(data.sizes().values()), data.pixels, WORLD_SEED)
-            texts = zip(scenes.images, scenes.captions, scenes.labels.tolist(), strict=True)
-            rows: Iterable[Row] = (Row(i, image, own, [label]) for i, (image, own, label) in enumerate(texts))
-            _keep(folder, rows, data, scenes.label_names, scenes.rarity, scenes.vagueness[:, 0])
-        else:
-            opened = open_rows(data.dataset)
-            columns = find_columns(opened, where, data.image_column, data.caption_columns)
-            label = opened.features.get(columns.label)
-            names = getattr(getattr(label, "feature", label), "names", None) or ()
-            _keep(folder, read_rows(opened, where, columns, data.pixels), data, names)
+            made = make_scenes(count, data.pixels, WORLD_SEED)
+            drawn = zip(range(count), made.images, made.captions, made.labels[:, None].tolist(), strict=True)
+            return _keep(folder, map(Row._make, drawn), data, made.label_names, made.rarity, made.vagueness[:, 0])
+        opened = open_rows(data.dataset)
+        columns = find_columns(opened, where, data.image_column, data.caption_columns)
+        label = opened.features.get(columns.label)
+        names = getattr(getattr(label, "feature", label), "names", None) or ()
+        return _keep(folder, read_rows(opened, where, columns, data.pixels), data, names)
 
     parts = [FORMAT, identity, data.pixels, data.context, data.image_column, data.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return _read(store.get_or_build("data", key, build, {"dataset": data.dataset, "pixels": data.pixels}), data.pixels)
+    folder = store.get_or_build("data", key, build, {"dataset": data.dataset, "pixels": data.pixels})
+    table, content = pq.read_table(folder / "table.parquet"), json.loads((folder / "content.json").read_text())
+    return Pairs(
+        images=np.memmap(folder / "images.bin", np.uint8, "c", shape=(len(table), 3, data.pixels, data.pixels)),
+        captions=table["captions"].to_pylist(),
+        ids=np.load(folder / "ids.npy"),
+        classes=table["classes"].to_pylist(),
+        class_names={int(number): name for number, name in content["class_names"].items()},
+        table=table.select(["pair_id", "vagueness", "rarity"]).to_pandas(),
+        fingerprint=content["fingerprint"],
+    )
 
 
 def _state(files: Iterable[Path]) -> list[str]:
@@ -211,53 +202,34 @@ def _state(files: Iterable[Path]) -> list[str]:
 
 def _keep(folder: Path, rows: Iterable[Row], data: Data, names: Sequence[str], *truth: np.ndarray) -> None:
     """Write an entry of the store: images.bin, ids.npy, table.parquet, and about what they hold, content.json."""
-    first: dict[bytes, int] = {}  # digest of an image -> its place
-    kept: list[Row] = []
-    again: list[tuple[int, list[str]]] = []  # rows whose image was there before: its place, their captions
+    seen: dict[bytes, tuple[int, list[Any], list[list[str]]]] = {}  # digest of an image -> the number and the labels of
+    digest = hashlib.sha256()  # its first row, the captions of each of its rows
     with store.atomic(folder / "images.bin") as temporary, temporary.open("wb") as file:
         for row in rows:
-            place = first.setdefault(hashlib.sha256(row.image.tobytes()).digest(), len(kept))
-            if place < len(kept):
-                again.append((place, row.captions))
-            else:
-                file.write(row.image.tobytes())
-                kept.append(row._replace(image=np.zeros(0)))
-    captions = [row.captions for row in kept]
-    if all(len(own) == 1 for own in (*captions, *(own for _, own in again))):
-        for place, own in again:
-            captions[place] = list(dict.fromkeys([*captions[place], *own]))
-    classes, class_names = _numbered([row.labels for row in kept], names)
-    columns: dict[str, list[Any]] = {"pair_id": [row.number for row in kept], "captions": captions, "classes": classes}
-    for name, values in zip(("rarity", "vagueness"), truth or [np.full(len(kept), np.nan)] * 2, strict=True):
+            content = row.image.tobytes()
+            own = hashlib.sha256(content).digest()
+            if own not in seen:
+                file.write(content)
+                digest.update(content)
+                seen[own] = (row.number, row.labels, [])
+            seen[own][2].append(row.captions)
+    numbers, labels, texts = map(list, zip(*seen.values(), strict=True))
+    alone = all(len(own) == 1 for many in texts for own in many)
+    captions = [(list(dict.fromkeys(own[0] for own in many)) if alone else many[0])[:MOST_CAPTIONS] for many in texts]
+    classes, class_names = _numbered(labels, names)
+    columns: dict[str, list[Any]] = {"pair_id": numbers, "captions": captions, "classes": classes}
+    for name, values in zip(("rarity", "vagueness"), truth or [np.full(len(seen), np.nan)] * 2, strict=True):
         columns[name] = values.astype(float).tolist()
+    digest.update(json.dumps([columns, class_names], sort_keys=True).encode())
     store.write_table(folder / "table.parquet", pd.DataFrame(columns))
+    store.write_json(folder / "content.json", {"class_names": class_names, "fingerprint": digest.hexdigest()})
     with store.atomic(folder / "ids.npy") as temporary, temporary.open("wb") as file:
         np.save(file, encode(captions, max(map(len, captions)), data.context))
-    with (folder / "images.bin").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps([columns, class_names], sort_keys=True).encode())
-    store.write_json(folder / "content.json", {"class_names": class_names, "fingerprint": digest.hexdigest()})
 
 
 def _numbered(labels: list[list[Any]], names: Sequence[str]) -> tuple[list[list[int]], dict[int, str]]:
     """Return class ids of the labels of each row, and the names of the ids: integers stay, all else is numbered."""
-    values = {one for own in labels for one in own}
-    if all(type(one) is int for one in values):
+    if all(type(one) is int and one < 2**63 for own in labels for one in own):
         return [[one for one in own if one >= 0] for own in labels], dict(enumerate(names))
-    texts = sorted(map(str, values))
-    return [[texts.index(str(one)) for one in own] for own in labels], dict(enumerate(texts))
-
-
-def _read(folder: Path, pixels: int) -> Pairs:
-    table, content = pq.read_table(folder / "table.parquet"), json.loads((folder / "content.json").read_text())
-    return Pairs(
-        images=np.memmap(folder / "images.bin", np.uint8, "c", shape=(len(table), 3, pixels, pixels)),
-        captions=table["captions"].to_pylist(),
-        ids=np.load(folder / "ids.npy"),
-        pair_ids=table["pair_id"].to_numpy(),
-        classes=table["classes"].to_pylist(),
-        class_names={int(number): name for number, name in content["class_names"].items()},
-        rarity=table["rarity"].to_numpy().astype(float),
-        vagueness=table["vagueness"].to_numpy().astype(float),
-        fingerprint=content["fingerprint"],
-    )
+    number = {text: i for i, text in enumerate(sorted({str(one) for own in labels for one in own}))}
+    return [[number[str(one)] for one in own] for own in labels], dict(enumerate(number))

@@ -1,23 +1,27 @@
-"""One notebook: its parameters checked, executed by papermill, proved to be done, and written as HTML."""
+"""What run_all.sh does with a notebook: check it, execute it with papermill, prove that it is done, report."""
 
 import html
 import json
+import logging
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 from urllib.parse import quote
 
 import nbformat
 import papermill
+import torch
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 
-from lib.findings import FindingsError, read_results
+from lib import findings, sources, store
 from lib.recipes import did_you_mean
 
 TAIL = 14  # lines of a traceback or a log that are shown: enough for the failing cell
@@ -26,7 +30,55 @@ REQUIRED = ("scale", "dataset")  # parameters that every notebook has
 
 
 class NotebookError(Exception):
-    """A notebook cannot be run, or is not done: a sentence that says why, then the last lines that explain it."""
+    """Notebooks cannot be run, or one is not done: a sentence that says why, then the last lines that explain it."""
+
+
+def _escaped(path: Path) -> str:
+    """Return a path as papermill wants it, which fills in parameters where there are braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def parameters(notebook: Path, options: Namespace) -> dict[str, Any]:
+    """Return the options that the notebook declares as parameters.
+
+    Raises:
+        NotebookError: one is missing, seems misspelt, or has another type there. papermill would only warn.
+    """
+    values = {name: getattr(options, name) for name in ("scale", "dataset", "captions", "image", "seeds", "force")}
+    try:
+        types = {name: e["inferred_type_name"] for name, e in papermill.inspect_notebook(_escaped(notebook)).items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise NotebookError(f"{notebook} cannot be read as a notebook: {error!s:.200}") from error
+    for name, value in values.items():
+        hint = did_you_mean(name, [other for other in types if other not in values])
+        if name not in types and (hint or name in REQUIRED):
+            raise NotebookError(f"{notebook.name} has no parameter {name!r}: {', '.join(types)}.{hint}")
+        if types.get(name, "None") not in (type(value).__name__, "None"):  # "None": declared without a type
+            raise NotebookError(f"{notebook.name}: {name} is {types[name]} there, and was given {value!r}")
+    return {name: value for name, value in values.items() if name in types}
+
+
+def check(options: Namespace, notebooks: Sequence[Path]) -> None:
+    """Refuse, the cheapest check first, what would make the notebooks fail; print what the data set holds.
+
+    Raises:
+        NotebookError, DataError: what was asked for cannot be done.
+    """
+    for notebook in notebooks:
+        parameters(notebook, options)
+    if options.publish and (reason := findings.unpublishable(options.scale, options.seeds, set())):
+        raise NotebookError(reason)
+    try:
+        store.root().mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=store.root()) as file:
+            file.write(bytes(2**20))  # an empty file fits on a full disk
+    except OSError as error:
+        advice = "Make room, or set CLIPMEM_RUNS to another folder."
+        raise NotebookError(f"{store.root()} cannot be written: {error.strerror}. {advice}") from error
+    if options.scale in ("gpu", "paper") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise NotebookError(f"{options.scale} would take weeks without a GPU, and torch finds none: use laptop")
+    columns = [name.strip() for name in options.captions.split(",") if name.strip()]
+    print(f"[OK]   {sources.check(options.dataset, options.image, columns)}", flush=True)
 
 
 class Teed:
@@ -41,30 +93,6 @@ class Teed:
         for line in re.split(r"[\r\n]", text):
             if line.startswith(PROGRESS):
                 print(line.rstrip(), flush=True)
-
-
-def _escaped(path: Path) -> str:
-    """Return a path as papermill wants it, which fills in parameters where there are braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def given(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the values that the notebook declares as parameters; papermill would only warn.
-
-    Raises:
-        NotebookError: one is missing, seems misspelt, or has another type there.
-    """
-    try:
-        types = {name: e["inferred_type_name"] for name, e in papermill.inspect_notebook(_escaped(notebook)).items()}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise NotebookError(f"{notebook} cannot be read as a notebook: {error!s:.200}") from error
-    for name, value in values.items():
-        hint = did_you_mean(name, [other for other in types if other not in values])
-        if name not in types and (hint or name in REQUIRED):
-            raise NotebookError(f"{notebook.name} has no parameter {name!r}: {', '.join(types)}.{hint}")
-        if types.get(name, "None") not in (type(value).__name__, "None"):  # "None": declared without a type
-            raise NotebookError(f"{notebook.name}: {name} is {types[name]} there, and was given {value!r}")
-    return {name: value for name, value in values.items() if name in types}
 
 
 @contextmanager
@@ -119,8 +147,8 @@ def prove(executed: Path, results: Path, run_id: str) -> None:
         reason = "without an error: exit() in a cell? a lost kernel?"
         raise NotebookError(f"not done: it stopped at cell [{max(counts)}] of {len(counts)} {reason}")
     try:
-        found = read_results(results)
-    except FindingsError as error:
+        found = findings.read_results(results)
+    except findings.FindingsError as error:
         raise NotebookError(f"not done: {error}") from error
     if found["run_id"] != run_id:
         raise NotebookError(f"not done: {results} is from an earlier run. Its last cell has to write the results.")
@@ -139,6 +167,7 @@ def write_report(project: Path, executed: Path) -> None:
             if output.output_type == "stream":
                 lines = re.split(r"[\r\n]", output.text)
                 output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
+    logging.getLogger("traitlets").setLevel(logging.ERROR)  # else it warns on the terminal of missing alternative texts
     resources = {"metadata": {"path": str(project), "name": executed.stem}}
     text, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources=resources)
     executed.with_suffix(".html").write_text(text, encoding="utf-8")

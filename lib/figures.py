@@ -1,8 +1,7 @@
 """The look of all figures, the plots that notebooks share, and the files of a figure.
 
 A plot draws a tidy table on an axes and returns the table of what it drew. `scores`: seed, pair_id, subset, corruption,
-share_swapped, vagueness, rarity, clipmem, and noise_floor, which may be left out. Intervals: columns value, low, high.
-"""
+share_swapped, vagueness, rarity, clipmem, and noise_floor, which may be missing. Intervals: value, low and high."""
 
 import hashlib
 import textwrap
@@ -20,7 +19,7 @@ from lib import stats
 from lib.store import write_bytes, write_json
 
 # Okabe & Ito's colours, which people with any form of colour blindness tell apart: https://jfly.uni-koeln.de/color/
-BLUE, SKY, GREEN, ORANGE, RED, PINK, NOISE = "#0072b2 #56b4e9 #009e73 #e69f00 #d55e00 #cc79a7 #8c8c8c".split()
+BLUE, SKY, GREEN, ORANGE, RED, PINK, NOISE = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8c8c8c"
 COLOURS = {"shared": BLUE, "candidate": RED, "independent": GREEN, "external": PINK, "vagueness": GREEN, "rarity": PINK}
 COLOURS |= {"clean": SKY, "partly_swapped": ORANGE, "inverted": GREEN, "swapped": RED}
 PARADIGMS = {"label": GREEN, "caption": RED, "view": BLUE}  # what an image is trained to agree with
@@ -30,8 +29,7 @@ FAMILIES = {"CLIP": "black", "captions": RED, "noise before": BLUE, "noise after
 FAMILIES |= {"augmented": GREEN, "removed": PINK, "combined": ORANGE}
 NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain", "noise_floor": "noise floor: another seed"}
 NAMES |= {"similarity_f": "f's similarity", "similarity_g": "g's similarity", "loss_f": "f's loss"}
-NAMES |= {"image_to_text_r10": "R@10 on unseen pairs"}
-SCORE = "CLIPMem (raw)"
+LABELS = {"clipmem": "CLIPMem (raw)", "image_to_text_r10": "R@10 on unseen pairs"}  # of axes
 
 
 def theme() -> None:
@@ -45,17 +43,18 @@ def theme() -> None:
 
 def shows_data(figure: Figure, table: pd.DataFrame, captions: Collection[str]) -> bool:
     """Return whether a figure shows pictures, or a cell of its table is a caption (case and white space aside)."""
-    cells = table.select_dtypes(exclude=["number", "bool"]).to_numpy().ravel()
-    folded = [{" ".join(str(text).split()).casefold() for text in texts} for texts in (cells, captions)]
-    return bool(folded[0] & folded[1]) or any(axes.images for axes in figure.axes)
+    texts = table.select_dtypes(exclude=["number", "bool"]).to_numpy().ravel()
+    shown = {" ".join(str(text).split()).casefold() for text in texts}
+    known = {" ".join(caption.split()).casefold() for caption in captions}
+    return bool(shown & known) or any(axes.images for axes in figure.axes)
 
 
 def watermark(figure: Figure) -> None:
     """Write "SMOKE: machinery only" along the diagonal of a figure, so that it cannot be taken for a result."""
     width, height = figure.get_size_inches()
-    text = figure.text(0.5, 0.5, "SMOKE: machinery only", color=NOISE, alpha=0.4, weight="bold", zorder=10)
-    text.set(ha="center", va="center", rotation=np.degrees(np.arctan2(height, width)), rotation_mode="anchor")
-    text.set_fontsize(4.5 * np.hypot(width, height))  # the words then fill three quarters of the diagonal
+    text = figure.text(0.5, 0.5, "SMOKE: machinery only", ha="center", va="center", color=RED, alpha=0.35, zorder=10)
+    angle, size = np.degrees(np.arctan2(height, width)), 4.5 * np.hypot(width, height)  # fills 3/4 of the diagonal
+    text.set(rotation=angle, fontsize=size, weight="bold")
 
 
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path, about: Mapping) -> list[Path]:
@@ -64,15 +63,13 @@ def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path, about: Ma
     for path, metadata in ((png, {"Software": None}), (pdf, {"CreationDate": None})):
         figure.savefig(buffer := BytesIO(), format=path.suffix[1:], dpi=150, metadata=metadata)
         write_bytes(path, buffer.getvalue())
-    cells = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    write_bytes(csv, cells)
-    sha256 = hashlib.sha256(cells).hexdigest()
-    write_json(json, {**about, "figure": name, "rows": len(table), "csv_sha256": sha256})
+    write_bytes(csv, cells := table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    write_json(json, {**about, "figure": name, "rows": len(table), "csv_sha256": hashlib.sha256(cells).hexdigest()})
     return [png, pdf, csv, json]
 
 
 def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], columns: int = 6) -> Figure:
-    """Show pictures uint8 `[N, 3, H, W]`, each with a title above and its caption below, both exactly as written."""
+    """Show pictures uint8 `[N, 3, H, W]`, a title above and a caption below each, both literally: `$` is not TeX."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.3 * rows), squeeze=False)
     plt.setp(axes, frame_on=False, xticks=[], yticks=[])
@@ -87,9 +84,8 @@ def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], col
 
 def points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **style) -> None:
     """Draw values with their intervals: along the x axis when `x` is "value", along the y axis when `y` is."""
-    spans = np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])
     style = {"ms": 7, "mec": "white", "capsize": 3, "zorder": 4, "linestyle": "none", **style}
-    style["xerr" if x == "value" else "yerr"] = spans
+    style["xerr" if x == "value" else "yerr"] = rows["value"] - rows["low"], rows["high"] - rows["value"]
     ax.errorbar(rows[x], rows[y] if isinstance(y, str) else y, **style)
 
 
@@ -105,56 +101,51 @@ def sweep_curve(rows: pd.DataFrame, ax: Axes, x: str, colour: str, label: str) -
     points(ax, rows, x, "value", color=colour, marker="o", label=label, linestyle="-")
 
 
-def _hills(scores: pd.DataFrame, ax: Axes, by: str, names: Sequence[str]) -> pd.DataFrame:
+def _hills(scores: pd.DataFrame, ax: Axes, by: str) -> pd.DataFrame:
     """Draw a hill of CLIPMem per value of `by` with its mean and interval; the noise floor hangs below it in grey."""
-    names = [name for name in names if (scores[by] == name).any()]
-    places, drawn = [-place for place in range(len(names))], []
-    for column, side, width in (("clipmem", "high", 1.3), ("noise_floor", "low", 0.4)):
+    names = [name for name in COLOURS if (scores[by] == name).any()]
+    hill: dict = {"side": "low", "widths": 1.3, "facecolor": [(COLOURS[name], 0.75) for name in names]}  # y points down
+    grey: dict = {"side": "high", "widths": 0.4, "facecolor": (NOISE, 0.75)}
+    drawn = []
+    for column, style in (("clipmem", hill), ("noise_floor", grey)):
         if column in scores:
             values = [scores.loc[scores[by] == name, column] for name in names]
-            hills = ax.violinplot(values, places, "horizontal", width, showextrema=False, side=side)["bodies"]
-            for name, hill in zip(names, hills, strict=True):
-                hill.set(color=COLOURS[name] if column == "clipmem" else NOISE, alpha=0.75, linewidth=0)
+            ax.violinplot(values, range(len(names)), orientation="horizontal", showextrema=False, **style)
             means = stats.means(scores, by, column).set_index(by).loc[names].reset_index()
             drawn.append(means.assign(score=NAMES[column]))
-    points(ax, drawn[0], "value", places, color="black", marker="o", ms=6)
-    labels = [f"{name}\n{n} pairs" for name, n in zip(names, drawn[0]["n"], strict=True)]
-    ax.set(xlabel=SCORE, yticks=places, yticklabels=labels, ylim=(0.65 - len(names), 0.8))
-    ax.axvline(0, color="black", linewidth=0.8, zorder=1)
-    ax.grid(axis="y", visible=False)
+    plt.setp(ax.collections, linewidth=0)
+    forest(drawn[0].assign(name=drawn[0][by] + "\n" + drawn[0]["n"].astype(str) + " pairs"), ax, {"": "black"})
+    ax.set(xlabel=LABELS["clipmem"], ylim=(len(names) - 0.65, -0.8))
     return pd.concat(drawn, ignore_index=True)
 
 
 def distributions(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """Draw CLIPMem of four subsets, the noise floor of the same pairs in grey below, and means with their intervals."""
     ax.set_title("CLIPMem by subset" + "; below each, in grey, the noise floor" * ("noise_floor" in scores))
-    return _hills(scores, ax, "subset", ("shared", "candidate", "independent", "external"))
+    return _hills(scores, ax, "subset")
 
 
 def by_corruption(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """Draw CLIPMem of the candidates by corruption, and the range of the noise floor; return the candidates' rows."""
     chosen = scores[scores["subset"] == "candidate"].drop(columns=["subset", "caption"], errors="ignore")
-    hills = chosen.drop(columns="noise_floor", errors="ignore")
-    _hills(hills, ax, "corruption", ("clean", "partly_swapped", "inverted", "swapped"))
+    _hills(chosen.drop(columns="noise_floor", errors="ignore"), ax, "corruption")
     if "noise_floor" in chosen:
-        low, high = stats.noise_range(chosen)
-        ax.axvspan(low, high, color=NOISE, alpha=0.25, linewidth=0, zorder=0, label="noise floor, 95 % of pairs")
+        ax.axvspan(*stats.noise_range(chosen), color=NOISE, alpha=0.25, lw=0, zorder=0, label="95 % of the noise floor")
         legend_below(ax)
     return chosen
 
 
-def detection(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """Draw rows of `stats.detection`: how well each score finds swapped captions, and what chance gives."""
-    colours = {"ROC AUC": "black", "average precision": BLUE}
-    forest(rows.assign(name=rows["score"].replace(NAMES)), ax, colours, "metric", zero=False)
-    for metric, chance in rows.groupby("metric", sort=False)["chance"].first().items():
-        ax.axvline(chance, color=colours[metric], linestyle="--", linewidth=1.3, label=f"chance, {metric}")
-    ax.set(xlim=(0, 1.02), xlabel="finding swapped among clean captions")
-    legend_below(ax, 2)
-    return rows
+def detection(scores: pd.DataFrame, ax: Axes, signs: Mapping[str, int]) -> pd.DataFrame:
+    """Draw how well each score of the candidates finds swapped captions; `signs` as for `stats.gain`."""
+    found = [{"name": NAMES.get(name, name), **vars(stats.detect(scores, name, sign))} for name, sign in signs.items()]
+    ax.axvline(0.5, color="black", linestyle="--", linewidth=1.3, label="chance")
+    ax.set(xlim=(0, 1.02), xlabel="finding swapped among clean captions (ROC AUC)")
+    drawn = forest(pd.DataFrame(found), ax, {"": "black"}, zero=False)
+    legend_below(ax)
+    return drawn
 
 
-def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str) -> pd.DataFrame:
+def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str, xlabel: str) -> pd.DataFrame:
     """Draw mean CLIPMem, and the mean of the noise floor, at each value of `x`."""
     drawn = []
     for column, shade in (("noise_floor", NOISE), ("clipmem", colour)):
@@ -162,7 +153,7 @@ def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str) -> pd.DataFrame:
             drawn.append(stats.means(scores, x, column).assign(score=NAMES[column]))
             sweep_curve(drawn[-1], ax, x, shade, NAMES[column])
     ax.axhline(0, color="black", linewidth=0.8, zorder=1)
-    ax.set(ylabel=f"mean {SCORE}")
+    ax.set(xlabel=xlabel, ylabel=f"mean {LABELS['clipmem']}")
     legend_below(ax)
     return pd.concat(drawn, ignore_index=True)
 
@@ -172,8 +163,8 @@ def swap_response(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     chosen = scores[(scores["subset"] == "candidate") & (scores["corruption"] != "inverted")]
     one_by_one = chosen.groupby(["seed", "share_swapped"])["clipmem"].mean().unstack("seed")
     ax.plot(one_by_one, color=COLOURS["partly_swapped"], linewidth=1, alpha=0.6, zorder=2)
-    ax.set(xlabel="share of the caption swapped", xticks=one_by_one.index)
-    return _lines(chosen, ax, "share_swapped", COLOURS["swapped"])
+    ax.set_xticks(one_by_one.index)
+    return _lines(chosen, ax, "share_swapped", COLOURS["swapped"], "share of the caption swapped")
 
 
 def graded(scores: pd.DataFrame, ax: Axes, column: str, bins: int = 5) -> pd.DataFrame:
@@ -181,10 +172,9 @@ def graded(scores: pd.DataFrame, ax: Axes, column: str, bins: int = 5) -> pd.Dat
     chosen = scores[(scores["subset"] == "candidate") & (scores["corruption"] == "clean")].dropna(subset=[column])
     if chosen.empty:
         raise ValueError(f"no pair has a known {column}: only data sets with ground truth, such as scenes, can show it")
-    place = pd.qcut(chosen[column], bins, duplicates="drop", labels=False)
-    middles = chosen.groupby(place)[column].transform("mean").round(6)
-    ax.set(xlabel=f"{column} (0 least, 1 most)")
-    drawn = _lines(chosen.assign(**{column: middles}), ax, column, COLOURS[column])
+    bin_of = pd.qcut(chosen[column], bins, duplicates="drop")
+    middles = chosen.groupby(bin_of)[column].transform("mean").round(6)
+    drawn = _lines(chosen.assign(**{column: middles}), ax, column, COLOURS[column], f"{column} (0 least, 1 most)")
     ax.label_outer()
     return drawn
 
@@ -193,7 +183,7 @@ def along_training(table: pd.DataFrame, ax: Axes, value="clipmem", by: str | Non
     """Draw `value` by epoch (columns epoch, seed, `value`, `by`): mean over seeds, shaded from least to greatest."""
     look = {"palette": COLOURS, "hue": by} if by else {"color": "black"}
     sns.lineplot(table, x="epoch", y=value, ax=ax, errorbar=("pi", 100), marker="o", **look)
-    ax.set(ylabel=SCORE if value == "clipmem" else NAMES.get(value, value), xticks=sorted(table["epoch"].unique()))
+    ax.set(ylabel=LABELS.get(value, value), xticks=sorted(table["epoch"].unique()))
     if by:
         legend_below(ax, 4)
     return table[["seed", "epoch", *([by] if by else []), value]]
@@ -203,8 +193,8 @@ def by_layer(table: pd.DataFrame, ax: Axes, value: str) -> pd.DataFrame:
     """Draw `value` by layer with intervals over seeds, a curve per paradigm: columns paradigm, layer, seed, `value`."""
     rows = []
     for (name, layer), part in table.groupby(["paradigm", "layer"], sort=False):
-        per_seed = part.groupby("seed")[value].mean()
-        rows.append({"paradigm": name, "layer": layer, **vars(stats.over_seeds(per_seed, len(part)))})
+        found = stats.over_seeds(part.groupby("seed")[value].mean(), len(part))
+        rows.append({"paradigm": name, "layer": layer, **vars(found)})
     drawn = pd.DataFrame(rows).drop(columns="n")
     for name, part in drawn.groupby("paradigm", sort=False):
         sweep_curve(part, ax, "layer", PARADIGMS[name], NAMED[name])
@@ -212,14 +202,14 @@ def by_layer(table: pd.DataFrame, ax: Axes, value: str) -> pd.DataFrame:
     return drawn
 
 
-def forest(rows: pd.DataFrame, ax: Axes, colours: Mapping | None = None, by="", zero=True) -> pd.DataFrame:
+def forest(rows: pd.DataFrame, ax: Axes, colours: Mapping | None = None, by=None, zero=True) -> pd.DataFrame:
     """Draw a line per `name`: its value with interval, and side by side, in colours, one for each value of `by`."""
     names = list(dict.fromkeys(rows["name"]))
-    parts = list(rows.groupby(by, sort=False)) if by else [(None, rows)]
+    parts = list(rows.groupby(by, sort=False)) if by else [("", rows)]
     for place, (group, part) in enumerate(parts):
         shift = (place - (len(parts) - 1) / 2) * 0.22  # three then fill two thirds of the space of a name
-        spots = [names.index(name) + shift for name in part["name"]]
-        points(ax, part, "value", spots, color=(colours or {}).get(group, RED), marker="o", label=group)
+        y = [names.index(name) + shift for name in part["name"]]
+        points(ax, part, "value", y, color=(colours or {}).get(group, RED), marker="o", label=NAMED.get(group, group))
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     if zero:
@@ -237,7 +227,7 @@ def pareto(memorization: Sequence[float], utility: Sequence[float]) -> list[int]
 
 
 def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.DataFrame:
-    """Draw m (memorization) and u (utility) with their limits m_low, …, per `name` and `family`, and the Pareto front."""
+    """Draw m (memorization) and u (utility) with limits (m_low, …), coloured by `family`, and the Pareto front."""
     for family, part in rows.groupby("family", sort=False):
         colour = colours.get(str(family), NOISE)
         m_span, u_span = (np.abs(part[[f"{axis}_low", f"{axis}_high"]].T - part[axis]) for axis in "mu")
@@ -248,8 +238,7 @@ def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.Dat
     for i, row in enumerate(front.itertuples()):  # the front rises: above to the left and below to the right are free
         beside, side = ((-6, 6), "right") if i % 2 else ((6, -12), "left")
         ax.annotate(str(row.name), (row.m, row.u), xytext=beside, textcoords="offset points", fontsize=9, ha=side)
-    for limits, values in ((ax.set_xlim, rows["m"]), (ax.set_ylim, rows["u"])):
-        margin = 0.35 * (values.max() - values.min()) or 0.1
-        limits(values.min() - margin, values.max() + margin)  # the points decide; a wide interval leaves the picture
+    ax.dataLim.update_from_data_xy(rows[["m", "u"]].to_numpy(float), ignore=True)
+    ax.margins(0.35)  # around the points, which alone decide: a wide interval leaves the picture
     legend_below(ax)
     return rows.assign(on_front=[name in set(front["name"]) for name in rows["name"]])

@@ -1,11 +1,9 @@
-"""What the notebooks found: recorded, compared with the reference, published, and shown as README's table.
+"""What the notebooks found: recorded, compared with the reference, published.
 
-python -m lib.findings            print the table of the published findings
-python -m lib.findings --write    put it into README.md, between its two markers
-python -m lib.findings --check    exit 1 when README.md does not hold it
+python -m lib.findings            exit 1 when figures/README.md does not show the published findings
+python -m lib.findings --write    write it
 """
 
-import argparse
 import json
 import math
 import os
@@ -18,15 +16,20 @@ from typing import Any
 
 import pandas as pd
 
-from lib import paper, store
-from lib.recipes import published_name, slug
+from lib import store
+from lib.recipes import PRESETS, published_name, slug
 from lib.stats import Estimate, verdict
 from lib.store import ROOT
 
-BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
 NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
+HEAD = """# Every claim and its verdict
+
+Written by `./run_all.sh --publish` from `figures/*/findings.json`; a test fails when it is stale.
+`coco12k.parquet` stands for a file of 12,000 COCO images with captions and categories, which may not be passed on.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ def results_folder(dataset: str, scale: str) -> Path:
 
 def reference_folder(dataset: str, scale: str) -> Path:
     """Return where the reference lies. Only `publish` writes there."""
-    return ROOT / "figures" / f"{published_name(dataset)}-{scale}"
+    name = published_name(dataset)
+    if slug(name) == name != dataset:  # a file that happens to be called as a built-in data set
+        name = slug(dataset)
+    return ROOT / "figures" / f"{name}-{scale}"
 
 
 def decide(finding: str, claim: str, statistic: str, estimate: Estimate, about: Mapping[str, Any],
@@ -162,10 +168,11 @@ def unpublishable(scale: str, seeds: int, commits: set[str]) -> str:
     return ""
 
 
-def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> list[Path]:
-    """Copy figures and findings of these notebooks to the reference, rewrite README's table; return what was written.
+def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> Path:
+    """Put figures and findings of these notebooks in the place of what the reference held of them; return its folder.
 
-    What the reference held of them is replaced. Raise FindingsError where results are missing or `unpublishable`.
+    Raises:
+        FindingsError: results are missing, or `unpublishable`.
     """
     own, reference = results_folder(dataset, scale), reference_folder(dataset, scale)
     results = [read_results(own / f"{notebook}.json") for notebook in notebooks]
@@ -173,67 +180,40 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> list[Path]:
     seeds = min((result["about"]["seeds"] for result in results), default=0)
     if reason := unpublishable(scale, seeds, {result["about"]["commit"] for result in results}):
         raise FindingsError(reason)
-    files: dict[Path, bytes] = {}
-    for name in [name for result in results for name in result["figures"]]:
-        files |= {reference / f"{name}{ending}": (own / f"{name}{ending}").read_bytes() for ending in ENDINGS}
     old = read_reference(reference) if (reference / "findings.json").exists() else _table([])
     kept = old[~old["notebook"].isin([result["notebook"] for result in results])]
     rows = pd.concat([kept, *(result["findings"] for result in results)]).sort_values(["notebook", "finding", "claim"])
-    entries = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    files[reference / "findings.json"] = (json.dumps(entries, indent=1, ensure_ascii=False) + "\n").encode()
+    names = [name for result in results for name in result["figures"]]
+    files = {f"{name}{ending}": (own / f"{name}{ending}").read_bytes() for name in names for ending in ENDINGS}
     for stale in [path for result in results for path in reference.glob(f"{result['notebook'][:2]}_*")]:
         stale.unlink()
-    for path, content in files.items():
-        store.write_bytes(path, content)
-    readme = ROOT / "README.md"
-    store.write_bytes(readme, render(readme.read_text(encoding="utf-8"), all_references()).encode())
-    return [*files, readme]
+    for name, content in files.items():
+        store.write_bytes(reference / name, content)
+    store.write_json(reference / "findings.json", rows.astype(object).where(rows.notna(), None).to_dict("records"))
+    store.write_bytes(ROOT / "figures" / "README.md", page().encode())
+    return reference
 
 
-def table(findings: pd.DataFrame) -> str:
-    """Return a table in Markdown: the claim, what the paper reports, ours with its interval, the verdict, …"""
-    head = ["", "claim", "paper", "ours [95 % interval]", "seeds", "data", "verdict", "command"]
-    lines = [head, ["---"] * len(head)]
-    for _, row in findings.iterrows():
+def page() -> str:
+    """Return figures/README.md: every published finding with what the paper reports, ours, and the verdict."""
+    reports = json.loads((ROOT / "figures" / "paper.json").read_text(encoding="utf-8"))["reports"]
+    lines = [["", "claim", "paper", "ours [95 % interval]", "seeds", "data", "verdict", "command"], ["---"] * 8]
+    for _, row in all_references().iterrows():
         value, low, high = ("—" if pd.isna(row[n]) else f"{row[n]:.3f}" for n in ("value", "low", "high"))
-        ours, data = f"{row['statistic']}: {value} [{low}, {high}]", row["dataset"]
         command = f"./run_all.sh {row['scale']} --only {row['notebook'][:2]}"
-        if data != "scenes":  # published_name is a slug only where the data set is built in; else it was a file
-            command += f" --dataset {data}{'' if slug(data) == data else '.parquet'}"
-        cells = [row["finding"], row["claim"], paper.REPORTS.get(row["finding"], "—"), ours, row["seeds"]]
-        lines.append([*cells, f"{data}, {row['scale']}", f"**{row['verdict']}**", f"`{command}`"])
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def render(readme: str, findings: pd.DataFrame) -> str:
-    """Return README's text with the table between its two markers. Raise FindingsError without exactly these two."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise FindingsError(f"README.md must hold the line {BEGIN} once and below it the line {END} once")
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    return f"{before}{BEGIN}\n{table(findings)}\n{END}{after}"
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Do what the command line above says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lib.findings", description="README's table of findings")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
-    parser.add_argument("--check", action="store_true", help="exit 1 when the table in README.md is stale")
-    options, path = parser.parse_args(words), ROOT / "README.md"
-    try:
-        findings = all_references()
-        old = path.read_text(encoding="utf-8")
-        new = render(old, findings)
-    except (FindingsError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if options.write:
-        store.write_bytes(path, new.encode())
-    elif not options.check:
-        print(table(findings))
-    elif new != old:
-        print("README.md: its table of findings is stale; run python -m lib.findings --write", file=sys.stderr)
-    return int(options.check and new != old)
+        if row["dataset"] != "scenes":
+            command += f" --dataset {row['dataset']}{'' if row['dataset'] in PRESETS else '.parquet'}"
+        ours = [f"{row['statistic']}: {value} [{low}, {high}]", row["seeds"], f"{row['dataset']}, {row['scale']}"]
+        report = reports.get(row["finding"], "—")
+        lines.append([row["finding"], row["claim"], report, *ours, f"**{row['verdict']}**", f"`{command}`"])
+    rows = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return HEAD + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    path = ROOT / "figures" / "README.md"
+    stale = not path.exists() or path.read_text(encoding="utf-8") != page()
+    if "--write" in sys.argv[1:]:
+        store.write_bytes(path, page().encode())
+    elif stale:
+        sys.exit(f"{path} is stale; run: python -m lib.findings --write")

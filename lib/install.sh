@@ -13,9 +13,11 @@ say() { printf '%s\n' "$*" >&2; }
 
 fail() { # REASON: print the end of the log, the reason and one hint
   tail -n 12 "$log" >&2
-  local hint="Without a network, connect and try again; else the lines above say what is wrong."
+  local hint="The lines above say why."
+  if grep -qi "could not find a version\|connection\|resolve host" "$log"; then hint="Is there a network?"; fi
   if grep -qi "no space left\|disk quota" "$log"; then hint="The disk is full: make room, about 8 GB, also in ${TMPDIR:-/tmp}."; fi
-  say "[FAIL] $1 $hint The same command then continues. The whole log: $log"
+  say "[FAIL] $1 $hint"
+  say "       The same command continues then. The whole log: $log"
   exit 1
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from open_clip.model import CLIP
+from threadpoolctl import threadpool_limits
 
 from lib import model as models
 from lib import objectives, runs, scores, stats, utility
@@ -92,7 +93,8 @@ def _moved(model: CLIP, recipe: Recipe, study: Study) -> float:
 def fall(plain: pd.DataFrame, changed: pd.DataFrame, score: str = "clipmem") -> pd.DataFrame:
     """Return by how much a score of each pair falls from one table of pairs to another: seed, pair_id, corruption,
     fall."""
-    both = plain.merge(changed[["seed", "pair_id", score]], on=["seed", "pair_id"], suffixes=("", "_changed"))
+    keys = ["seed", "pair_id"]
+    both = plain.merge(changed[[*keys, score]], on=keys, suffixes=("", "_changed"), validate="one_to_one")
     return both[["seed", "pair_id", "corruption"]].assign(fall=both[score] - both[f"{score}_changed"])
 
 
@@ -147,7 +149,8 @@ def utilities(study: Study, labelled: list[Labelled]) -> pd.DataFrame:
         return pd.DataFrame([utility.utilities(model, study.prepared, labelled)])
 
     tested = min([len(study.prepared.subsets["test"]), *(len(one.test_classes) for one in labelled)])
-    return measured(study, name, measure, roles="f").assign(tested=tested)
+    with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
+        return measured(study, name, measure, roles="f").drop(columns="role").assign(tested=tested)
 
 
 def summary(table: pd.DataFrame, useful: pd.DataFrame, measure: str, score: str = "clipmem") -> pd.DataFrame:
@@ -155,8 +158,8 @@ def summary(table: pd.DataFrame, useful: pd.DataFrame, measure: str, score: str 
     over seeds."""
     rows = []
     for name in dict.fromkeys(table["condition"]):
-        by_seed = table[table["condition"] == name].groupby("seed")[score].mean()
-        m = stats.over_seeds(by_seed, len(table))
+        part = table[table["condition"] == name]
+        m = stats.over_seeds(part.groupby("seed")[score].mean(), part["pair_id"].nunique())
         u = stats.over_seeds(useful.loc[useful["condition"] == name, measure], int(useful["tested"].min()))
         limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
         rows.append({"name": name, "family": family(name), **limits})
@@ -190,4 +193,5 @@ def range_effect(table: pd.DataFrame, name: str) -> stats.Estimate:
     Above 0, dividing by the range lets a mitigation look better than it is.
     """
     falls = relative_falls(table).loc[name]
-    return stats.over_seeds((falls["clipmem_normalised"] - falls["clipmem"]).to_numpy(), len(table))
+    count = table.loc[table["condition"] == name, "pair_id"].nunique()
+    return stats.over_seeds((falls["clipmem_normalised"] - falls["clipmem"]).to_numpy(), count)

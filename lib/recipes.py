@@ -6,13 +6,13 @@ Standard library only, so that run_all.sh can check its options before anything 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,15 @@ MODELS = Path(__file__).parent / "models"
 
 @dataclass(frozen=True)
 class Data:
-    """Which pairs, at which size, how split and how corrupted.
-
-    `external` pairs are scored and also serve as the held-out pairs of the alignment. `test` pairs are used for utility
-    only, so utility is measured on pairs that no other step has seen.
-    """
+    """Which pairs, at which size, how split and how corrupted."""
 
     dataset: str = "scenes"  # "scenes", a preset, a name on the Hub, or the path of a parquet file or image folder
     pixels: int = 32
     shared: int = 1400
     candidate: int = 600
     independent: int = 600
-    external: int = 600
-    test: int = 1000
+    external: int = 600  # scored, and the held-out pairs of the alignment
+    test: int = 1000  # for utility only, which is so measured on pairs that no other step has seen
     swapped: float = 0.2  # share of the candidate and of the independent pairs that get another pair's captions
     partly_swapped: float = 0.2  # share of both in which a part of the words is replaced, see captions.SHARES
     inverted: float = 0.1  # share of both whose picture becomes its negative: atypical on purpose
@@ -52,11 +48,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model, trained on the subsets `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults.
-
-    `objective` says what an image is trained to agree with: its `caption` (CLIP), its class `label` (supervised) or
-    another `view` of itself (self-supervised). All fields below it are mitigations or interventions.
-    """
+    """One model, trained on the subsets `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults."""
 
     data: Data = field(default_factory=Data)
     trained_on: tuple[str, ...] = ("shared", "candidate")  # model f; g is trained on shared + independent
@@ -69,7 +61,8 @@ class Recipe:
     crop: float = 0.9  # smallest share of the area that a random crop keeps
     evaluations: int = 6  # number of evaluations during training; if more than one, each records utility and UnitMem
     seed: int = 0  # of the initial weights, the batch order and the augmentation
-    objective: str = "caption"
+    objective: str = "caption"  # what an image is trained to agree with: "caption" (CLIP), class "label", other "view"
+    # mitigations and interventions
     n_captions: int = 1  # the first captions of each picture, of which one is drawn at every step
     word_dropout: float = 0.0  # share of a caption's tokens left out at each step
     colour: float = 0.0  # strength of random brightness and colour casts
@@ -97,9 +90,7 @@ _LAPTOP = Recipe(Data("scenes", 32, 1400, 600, 600, 600, 1000), model="scenes", 
 # 12 epochs, because retrieval on unseen photographs has flattened by epoch 8: what follows is memorization alone
 _PHOTOS = Recipe(Data("", 48, 3000, 800, 800, 800, 1000), epochs=12, evaluations=3)
 _GPU = Recipe(Data("scenes", 64, 9000, 1000, 1000, 1000, 2000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
-_PAPER = Recipe(
-    Data("scenes", 224, 65000, 5000, 5000, 5000, 5000, context=77), model="paper", epochs=100, batch=128, lr=5e-4
-)
+_PAPER = Recipe(Data("scenes", 224, 65000, 5000, 5000, 5000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
 SCALES = {
     "smoke": Scale(_SMOKE, _SMOKE, augmentations=2),
     "laptop": Scale(_LAPTOP, _PHOTOS, augmentations=5),
@@ -130,12 +121,11 @@ def published_name(dataset: str) -> str:
 
 
 def slug(dataset: str) -> str:
-    """Return a name for the folders of a data set that no other one has: the short name and, unless the data set is a
-    built-in one, six hex digits of its full path or name."""
+    """Return a name for folders that no other data set has: unless built in, with six hex digits of the whole path."""
     if dataset == "scenes" or dataset in PRESETS:
         return dataset
-    path = Path(dataset).expanduser()
-    whole = str(path.resolve()) if path.exists() else dataset
+    path = os.path.expanduser(dataset)
+    whole = os.path.realpath(path) if os.path.exists(path) else dataset
     return f"{published_name(dataset)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
@@ -143,27 +133,22 @@ def model_config(name: str) -> dict[str, Any]:
     """Return the open_clip config `lib/models/<name>.json`. Raise ValueError, with the names there are, without one."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     if name not in names:
-        raise ValueError(
-            f"model: expected one of {', '.join(names)} (files of {MODELS}), got {name!r}.{did_you_mean(name, names)}"
-        )
+        hint = did_you_mean(name, names)
+        raise ValueError(f"model: expected one of {', '.join(names)} (files of {MODELS}), got {name!r}.{hint}")
     return json.loads((MODELS / f"{name}.json").read_text())
 
 
 def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
     """Return the name of a run in the store: 16 hex digits of everything that changes its numbers.
 
-    That is the recipe, the content of its model's JSON, the fingerprint of the data, the precision of the products
-    ("fp32" or "bf16") and VERSION. Where the data lie (`dataset`, column names) is left out: the fingerprint says what
-    they hold.
+    That is the recipe, the content of its model's JSON, the data's fingerprint, VERSION, and the precision of the
+    products ("fp32" or "bf16"). Where the data lie is left out: the fingerprint says what they hold.
     """
-    content = dataclasses.asdict(recipe)
+    content = asdict(recipe)
     for where in ("dataset", "image_column", "caption_columns"):
         del content["data"][where]
     text = json.dumps([VERSION, fingerprint, precision, model_config(recipe.model), content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# --- which models belong together ---
 
 
 def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
@@ -178,7 +163,7 @@ def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
 def needed_before(recipe: Recipe) -> list[Recipe]:
     """Return the runs that a recipe starts from: g, whose tower is frozen; f and g, which say what to remove."""
     f, g = f_and_g(replace(recipe, frozen="", remove=0, remove_by=""), recipe.seed)
-    return [g] if recipe.frozen else [f, g] if recipe.remove and recipe.remove_by != "random" else []
+    return [f, g] if recipe.remove and recipe.remove_by != "random" else [g] if recipe.frozen else []
 
 
 def noise_floor_model(base: Recipe, seeds: Sequence[int]) -> Recipe:
@@ -199,8 +184,11 @@ def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[R
 
 # Standard deviations of the noise on the text embedding, from the paper's grid (its Figure 5b). After normalisation to
 # unit length, .3 per coordinate would be three times the embedding itself.
-SIGMAS = {"after": (0.05, 0.15), "before": (0.15, 0.3)}
+SIGMAS = (("after", 0.05), ("after", 0.15), ("before", 0.15), ("before", 0.3))
 REMOVED = {0.05: ("clipmem", "similarity", "loss", "random"), 0.2: ("clipmem", "random")}  # share -> rules
+# On photographs, which train more slowly, only the conditions of notebook 04 that its claims need are run
+ON_PHOTOS = ["CLIP", "5 captions", "noise after 0.05", "noise before 0.15"]
+ON_PHOTOS += [f"5% removed by {rule}" for rule in ("clipmem", "similarity", "random")]
 
 
 def paradigms(base: Recipe) -> dict[str, Recipe]:
@@ -227,26 +215,16 @@ def attribution(base: Recipe) -> dict[str, Recipe]:
 
 
 def mitigations(base: Recipe) -> dict[str, Recipe]:
-    """Notebook 04: more captions, noise on text embeddings, image augmentation, removal, and three of them together.
-
-    On photographs, which train more slowly, only the conditions that the claims need are run.
-    """
-    once, photos = replace(base, evaluations=1), base.data.dataset != "scenes"
-    found = {"CLIP": base}
-    for n in (5,) if photos else (2, 3, 4, 5):
-        found[f"{n} captions"] = replace(once, n_captions=n)
-    for at, sigmas in {"after": (0.05,), "before": (0.15,)}.items() if photos else SIGMAS.items():
-        for sigma in sigmas:
-            found[f"noise {at} {sigma}"] = replace(once, text_noise=sigma, noise_at=at)
-    if not photos:
-        found["image augmented"] = replace(once, crop=0.5, colour=0.2)
-    for share, rules in {0.05: ("clipmem", "similarity", "random")}.items() if photos else REMOVED.items():
-        for rule in rules:
-            count = round(share * base.data.candidate)
-            found[f"{share:.0%} removed by {rule}"] = replace(base, remove=count, remove_by=rule)
-    if not photos:
-        found["combined"] = replace(once, n_captions=5, text_noise=0.15, noise_at="before", crop=0.5, colour=0.2)
-    return found
+    """Notebook 04: more captions, noise on text embeddings, image augmentation, removal, and three of them together."""
+    once = replace(base, evaluations=1)
+    found = {"CLIP": base} | {f"{n} captions": replace(once, n_captions=n) for n in (2, 3, 4, 5)}
+    found |= {f"noise {at} {sigma}": replace(once, text_noise=sigma, noise_at=at) for at, sigma in SIGMAS}
+    found["image augmented"] = replace(once, crop=0.5, colour=0.2)
+    for share, rules in REMOVED.items():
+        count = round(share * base.data.candidate)
+        found |= {f"{share:.0%} removed by {rule}": replace(base, remove=count, remove_by=rule) for rule in rules}
+    found["combined"] = replace(once, n_captions=5, text_noise=0.15, noise_at="before", crop=0.5, colour=0.2)
+    return found if base.data.dataset == "scenes" else {name: found[name] for name in ON_PHOTOS}
 
 
 CONDITIONS = {

@@ -9,16 +9,13 @@ before anything is installed.
 import json
 import os
 import shlex
-import shutil
 import signal
 import sys
-import textwrap
 import time
 import uuid
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from lib.recipes import SCALES, did_you_mean, slug
 
@@ -26,13 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Options with a value: seeds as in the notebooks; jobs 0 stands for what is right for this machine
 DEFAULTS = {"dataset": "scenes", "captions": "", "image": "", "only": "", "from": "", "seeds": 3, "jobs": 0}
 FLAGS = ("force", "keep-going", "publish", "list", "lab")
-
-
-class Refused(Exception):
-    """Nothing was started. The message is a sentence that says why, and what to do."""
-
-
-# --- options ---
 
 
 def parse(words: list[str]) -> Namespace:
@@ -75,53 +65,18 @@ def command(options: Namespace, notebook: str) -> str:
 
 
 def chosen(project: Path, options: Namespace) -> list[Path]:
-    """Return the notebooks to run, in order: by number, or by a part of the name. Raise Refused where none fits."""
+    """Return the notebooks to run, in order: by number, or by a part of the name; none where none fits."""
     every, word = sorted(project.glob("notebooks/[0-9]*.ipynb")), options.only or options.start
     number = f"{int(word):02d}_" if word.isdigit() else ""
     fits = [path for path in every if (path.stem.startswith(number) if number else word in path.stem)]
-    if not fits:
-        stems = [path.stem for path in every]
-        raise Refused(f"no notebook is called {word!r}: {', '.join(stems)}.{did_you_mean(word, stems)}")
-    return fits if options.only else every[every.index(fits[0]) :]
+    return fits if options.only or not fits else every[every.index(fits[0]) :]
 
 
-# --- before the start ---
-
-
-def parameters(options: Namespace, notebook: Path) -> dict:
-    """Return the parameters for a notebook: of the options those that it takes. Raise NotebookError, as `given`."""
-    from lib.execute import given
-
-    return given(
-        notebook, {n: getattr(options, n) for n in ("scale", "dataset", "captions", "image", "seeds", "force")}
-    )
-
-
-def check(options: Namespace, notebooks: list[Path]) -> None:
-    """Refuse, the cheapest check first, what would make the notebooks fail; print what the data set holds.
-
-    Raises:
-        Refused, NotebookError, DataError: what was asked for cannot be done.
-    """
-    from lib import findings, sources, store
-
-    for notebook in notebooks:
-        parameters(options, notebook)
-    if options.publish and (reason := findings.unpublishable(options.scale, options.seeds, set())):
-        raise Refused(reason)
-    try:
-        store.root().mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=store.root()) as file:
-            file.write(bytes(2**20))  # an empty file fits on a full disk
-    except OSError as error:
-        raise Refused(f"{store.root()}: {error.strerror}. Make room, or set CLIPMEM_RUNS to another folder.") from error
-    if options.scale in ("gpu", "paper"):
-        import torch
-
-        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-            raise Refused(f"{options.scale} would take weeks without a GPU, and torch finds none here: use laptop")
-    columns = [name.strip() for name in options.captions.split(",") if name.strip()]
-    print(f"[OK]   {sources.check(options.dataset, options.image, columns)}", flush=True)
+def duration(seconds: float) -> str:
+    """Return "40 seconds", "55 minutes" or "3.5 hours"."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
@@ -133,27 +88,18 @@ def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
     costs = study.cost([path.stem for path in notebooks], *where)
     models, absent = sum(row[1] for row in costs), sum(row[2] for row in costs)
     left = f"about {duration(sum(row[3] for row in costs))} on this machine" if absent else "nothing to train"
-    print(f"{len(notebooks)} notebooks, {models} models, {models - absent} in the store, {left}", flush=True)
+    count = f"{len(notebooks)} notebook{'s' * (len(notebooks) != 1)}"
+    print(f"{count}, {models} models, {models - absent} in the store, {left}", flush=True)
     return [row[3] for row in costs]
-
-
-def duration(seconds: float) -> str:
-    """Return "less than a minute", "55 minutes" or "3.5 hours"."""
-    if seconds < 60:
-        return "less than a minute"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-# --- the run ---
 
 
 def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     """Check, run the notebooks, print what they found. Return the exit status: 0, or 1 where one failed."""
     from filelock import FileLock, Timeout
 
-    from lib import findings, store
+    from lib import execute, findings, store
 
-    check(options, notebooks)
+    execute.check(options, notebooks)
     folder, done = store.root() / "executed" / f"{slug(options.dataset)}-{options.scale}", []
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -168,38 +114,34 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
         print("[FAIL] another run_all.sh is at this data set and scale. Wait for it, or stop it.", file=sys.stderr)
         return 1
     print_findings(options, done)
+    reports = f"Reports: {(folder / 'index.html').as_uri()}" if done else ""
+    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {reports}", flush=True)
     if options.publish and len(done) == len(notebooks):
-        findings.publish(options.dataset, options.scale, [path.stem for path in done])
-        print(f"\nPublished in {findings.reference_folder(options.dataset, options.scale)} and README.md")
-    print(f"\n{len(done)} of {len(notebooks)} notebooks done. Reports: {(folder / 'index.html').as_uri()}", flush=True)
+        folder = findings.publish(options.dataset, options.scale, [path.stem for path in done])
+        print(f"Published in {folder} and figures/README.md")
     return int(len(done) < len(notebooks))
 
 
 def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, later: float) -> bool:
     """Run a notebook, print how it ended, and return whether it is done. `later`: seconds of those that follow."""
-    from lib import findings, store
-    from lib.execute import PROGRESS, NotebookError, execute, prove, write_report
+    from lib import execute, findings, store
 
     began, run_id, executed = time.monotonic(), uuid.uuid4().hex, folder / notebook.name
+    results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
     own = {"RUNS": str(store.root()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
     os.environ |= {f"CLIPMEM_{name}": value for name, value in own.items()}  # which the kernel inherits
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
-    print(f"{PROGRESS} {notebook.stem}", flush=True)
+    print(f"{execute.PROGRESS} {notebook.stem}", flush=True)
     try:
-        execute(notebook, folder, parameters(options, notebook))
-        prove(executed, findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json", run_id)
-        write_report(project, executed)
-    except NotebookError as error:
-        sentence, *lines = error.args
-        if "No space left on device" in sentence:
-            sentence = f"the disk is full. Make room and continue; what is trained stays. ({sentence})"
-        print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}\n       {sentence}")
-        print(*[f"         {line}\n" for line in lines], sep="", end="")
-        print(
-            f"       log: {executed.with_suffix('.log')}\n       continue: {command(options, notebook.stem)}",
-            flush=True,
-        )
+        execute.execute(notebook, folder, execute.parameters(notebook, options))
+        execute.prove(executed, results, run_id)
+        execute.write_report(project, executed)
+    except execute.NotebookError as error:
+        print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}")
+        sentence, *last = error.args
+        end = [f"log: {executed.with_suffix('.log')}", f"continue: {command(options, notebook.stem)}"]
+        print(*[f"       {line}" for line in [sentence, *(f"  {line}" for line in last), *end]], sep="\n", flush=True)
         return False
     print(f"[OK]   {notebook.stem}  done in {duration(time.monotonic() - began)}", flush=True)
     return True
@@ -216,27 +158,28 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
     rows = pd.concat(found) if found else pd.DataFrame()
     if rows.empty:
         return
-    judged, width = options.scale != "smoke", shutil.get_terminal_size().columns
-    print("\nFindings: verdict, value [95 % interval], claim" if judged else "")
+    if options.scale == "smoke":
+        print(f"\n{len(rows)} numbers; smoke shows that the machinery works, and nothing is decided.")
+        return
+    print("\nFindings: verdict, value [95 % interval], claim")
     for row in rows.itertuples():
         value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
-        start = f"{row.verdict:<{rows['verdict'].str.len().max()}}  " * judged + f"{f'{value} [{low}, {high}]':<24}"
-        claim = textwrap.wrap(f"{row.finding} {row.claim}", max(24, width - len(start)))
-        print(start + f"\n{' ' * len(start)}".join(claim))
+        interval = f"{value} [{low}, {high}]"
+        print(f"{row.verdict:<{rows['verdict'].str.len().max()}}  {interval:<24}  {row.finding} {row.claim}")
     reference = findings.reference_folder(options.dataset, options.scale)
-    if not judged:
-        print("smoke shows that the machinery works; nothing is decided")
-    elif reference.is_dir():
-        print(findings.compare(rows, findings.read_reference(reference)))
+    if reference.is_dir():
+        try:
+            print(findings.compare(rows, findings.read_reference(reference)))
+        except findings.FindingsError as error:
+            print(f"Not compared with the reference: {error}")
 
 
 def print_list(options: Namespace, notebooks: list[Path]) -> None:
     """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
     from lib import findings
 
-    own, reference = (
-        place(options.dataset, options.scale) for place in (findings.results_folder, findings.reference_folder)
-    )
+    own = findings.results_folder(options.dataset, options.scale)
+    reference = findings.reference_folder(options.dataset, options.scale)
     known = findings.read_reference(reference) if reference.is_dir() else None
     for path in notebooks:
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
@@ -256,12 +199,34 @@ def open_lab(project: Path) -> None:
     settings = store.root() / "jupyter"  # a default that the user's own settings still override
     quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
     store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), os.environ.get("JUPYTER_CONFIG_PATH", "")])
+    others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--ServerApp.log_level=WARN"]
+    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
     words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
     print("Opening JupyterLab; start with 00_tour", flush=True)
     os.execv(sys.executable, words)
+
+
+def start(project: Path, options: Namespace) -> int:
+    """Do what the options say, and return the exit status."""
+    from lib import captions, execute, findings, store
+
+    notebooks = chosen(project, options)
+    try:
+        if options.lab:
+            open_lab(project)
+        elif options.list:
+            print_list(options, notebooks)
+        elif notebooks:
+            return run_all(project, options, notebooks)
+        else:
+            stems, word = [path.stem for path in chosen(project, parse([]))], options.only or options.start
+            raise execute.NotebookError(f"no notebook is called {word!r}: {', '.join(stems)}")
+        return 0
+    except (execute.NotebookError, captions.DataError, findings.FindingsError, store.StoreError) as error:
+        print(f"[FAIL] {error}", file=sys.stderr)
+        return 2 if isinstance(error, execute.NotebookError | captions.DataError) else 1
 
 
 def main(words: list[str], project: Path = ROOT) -> int:
@@ -273,29 +238,13 @@ def main(words: list[str], project: Path = ROOT) -> int:
         os.environ["CLIPMEM_JOBS"] = str(options.jobs)
     if options.force:
         os.environ["CLIPMEM_BEGUN"] = str(time.time())  # what is finished after it stays
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)  # end as Ctrl-C does
     try:
-        for name in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, signal.default_int_handler)  # end as Ctrl-C does
-        from lib.captions import DataError
-        from lib.execute import NotebookError
-        from lib.findings import FindingsError
-        from lib.store import StoreError
-    except KeyboardInterrupt:
-        return 130
-    try:
-        if options.lab:
-            open_lab(project)
-        notebooks = chosen(project, options)
-        if options.list:
-            print_list(options, notebooks)
-            return 0
-        return run_all(project, options, notebooks)
+        return start(project, options)
     except KeyboardInterrupt:
         print("\nStopped. The same command continues; what is trained stays.", file=sys.stderr)
         return 130
-    except (Refused, NotebookError, DataError, FindingsError, StoreError) as error:
-        print(f"[FAIL] {error}", file=sys.stderr)
-        return 2
     except OSError as error:  # a full disk above all
         print(f"[FAIL] {error}. What is trained stays; the same command continues.", file=sys.stderr)
         return 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -50,38 +51,33 @@ def missing(recipes: Sequence[Recipe], prepared: Prepared) -> list[Recipe]:
 def run(recipe: Recipe, prepared: Prepared, on_progress: OnProgress = lambda share: None) -> Path:
     """Return the folder of one finished run: from the store, or trained now (and before it, what it starts from)."""
 
-    def evaluate(model: CLIP, recipe: Recipe, epoch: int) -> tuple[pd.DataFrame, dict[str, float]]:
-        numbers: dict[str, float] = {}
-        if len(train.evaluation_epochs(recipe)) > 1:
-            numbers = utility.during_training(model, recipe.objective, prepared)
-            of_units = scores.unit_scores(model, prepared, train.training_rows(recipe, prepared), views=2)
-            numbers |= {f"unitmem_{n}": float(x) for n, x in of_units.groupby("layer")["unitmem"].mean().items()}
-        return scores.measure(model, recipe.objective, prepared, views=0), numbers
-
     def build(folder: Path) -> None:
-        start = perf_counter()
+        start, before = perf_counter(), needed_before(recipe)
         train.train(
             recipe=recipe,
             prepared=prepared,
             folder=folder,
-            evaluate=evaluate,
+            evaluate=lambda model: _evaluate(model, recipe, prepared),
             on_progress=on_progress,
-            donor=_donor(recipe, prepared),
+            donor=store.read_tensors(run(before[-1], prepared) / "weights.safetensors") if recipe.frozen else None,
             left_out=left_out(recipe, prepared),
         )
         made = {"seconds": perf_counter() - start, "torch": torch.__version__, "device": models.device().type}
         store.write_json(folder / "made.json", {**made, "side_by_side": side_by_side()})
 
     about = {"dataset": recipe.data.dataset, "objective": recipe.objective, "trained_on": " + ".join(recipe.trained_on)}
-    about |= {"seed": recipe.seed, "precision": models.precision(), "recipe": asdict(recipe)}
-    return store.get_or_build("run", run_key(recipe, prepared), build, about)
+    others = {"seed": recipe.seed, "precision": models.precision(), "recipe": asdict(recipe)}
+    return store.get_or_build("run", run_key(recipe, prepared), build, {**about, **others})
 
 
-def _donor(recipe: Recipe, prepared: Prepared) -> dict[str, torch.Tensor] | None:
-    """Return the weights that a recipe's frozen tower is taken from."""
-    if not recipe.frozen:
-        return None
-    return store.read_tensors(run(needed_before(recipe)[0], prepared) / "weights.safetensors")
+def _evaluate(model: CLIP, recipe: Recipe, prepared: Prepared) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return what a run records of its model along training: scores of pairs, and numbers for its history."""
+    numbers: dict[str, float] = {}
+    if len(train.evaluation_epochs(recipe)) > 1:
+        units = scores.unit_scores(model, prepared, train.training_rows(recipe, prepared), views=2)
+        numbers = utility.during_training(model, recipe.objective, prepared)
+        numbers |= {f"unitmem_{n}": float(x) for n, x in units.groupby("layer")["unitmem"].mean().items()}
+    return scores.measure(model, recipe.objective, prepared, views=0), numbers
 
 
 def left_out(recipe: Recipe, prepared: Prepared) -> np.ndarray | None:
@@ -91,16 +87,11 @@ def left_out(recipe: Recipe, prepared: Prepared) -> np.ndarray | None:
     rows = prepared.subsets["candidate"]
     if recipe.remove_by == "random":
         return np.random.default_rng([recipe.seed, 3]).permutation(rows)[: recipe.remove]
-    f, g = (last_evaluation(before, prepared).set_index("pair_id") for before in needed_before(recipe))
+    tables = (pd.read_parquet(run(before, prepared) / "evaluations.parquet") for before in needed_before(recipe))
+    f, g = (table[table["epoch"] == table["epoch"].max()].set_index("pair_id") for table in tables)
     suspicious = {"clipmem": f["contrast"] - g["contrast"], "similarity": -f["similarity"], "loss": f["loss"]}
     worst = suspicious[recipe.remove_by][prepared.pair_ids[rows]].to_numpy()
     return rows[np.argsort(-worst, kind="stable")[: recipe.remove]]
-
-
-def last_evaluation(recipe: Recipe, prepared: Prepared) -> pd.DataFrame:
-    """Return the scores that a run recorded after its last epoch."""
-    found = pd.read_parquet(run(recipe, prepared) / "evaluations.parquet")
-    return found[found["epoch"] == found["epoch"].max()]
 
 
 def load(recipe: Recipe, prepared: Prepared) -> CLIP:
@@ -108,9 +99,6 @@ def load(recipe: Recipe, prepared: Prepared) -> CLIP:
     model = train.fresh(recipe, prepared)
     model.load_state_dict(store.read_tensors(run(recipe, prepared) / "weights.safetensors"))
     return model.eval()
-
-
-# --- several at once ---
 
 
 def cores() -> int:
@@ -131,7 +119,7 @@ def side_by_side() -> int:
     run then do not depend on how many cores there are.
     """
     asked = os.environ.get("CLIPMEM_JOBS") or ("1" if models.device().type != "cpu" else str(cores()))
-    if not asked.isdigit() or int(asked) < 1:
+    if not asked.isdecimal() or int(asked) < 1:
         raise ValueError(f"CLIPMEM_JOBS: expected a whole number from 1, got {asked!r}")
     return int(asked)
 
@@ -142,8 +130,8 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
     A progress bar shows the share that is done; in the logs of run_all.sh it is a line per half minute. Where one
     recipe fails, or the reader interrupts, the others end at their next report.
     """
-    shares, stop, lock, threads = dict.fromkeys(recipes, 0.0), Event(), Lock(), torch.get_num_threads()
-    jobs = side_by_side()
+    shares, stop, lock = dict.fromkeys(recipes, 0.0), Event(), Lock()
+    jobs, threads = side_by_side(), torch.get_num_threads()
 
     def one(recipe: Recipe) -> Any:
         def on_progress(share: float) -> None:
@@ -153,29 +141,25 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
                 bar.update(share - shares[recipe])
                 shares[recipe] = share
 
-        if jobs > 1:
-            torch.set_num_threads(max(1, threads // jobs))
+        torch.set_num_threads(max(1, min(threads, cores()) // jobs))
         on_progress(0)
         result = work(recipe, on_progress)
         on_progress(1)
         return result
 
-    with progress_bar(what, len(shares)) as bar:
-        try:
-            with ThreadPoolExecutor(jobs) as pool:
-                try:
-                    return list(pool.map(one, recipes))
-                except BaseException:
-                    stop.set()
-                    raise
-        except KeyboardInterrupt:
-            _stopped()
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _stopped() -> NoReturn:
-    raise Stopped("Stopped. What is trained stays in the store; run the cell again and it continues.") from None
+    try:
+        with progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(one, recipe) for recipe in recipes]
+            try:
+                for future in as_completed(futures):  # in this order, the first to fail is met at once
+                    future.result()
+            finally:
+                stop.set()
+            return [future.result() for future in futures]
+    except KeyboardInterrupt:
+        raise Stopped("Stopped. What is trained stays in the store; run the cell again and it continues.") from None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def progress_bar(what: str, total: float) -> tqdm:
@@ -183,9 +167,9 @@ def progress_bar(what: str, total: float) -> tqdm:
 
     There CLIPMEM_LATER, the estimated seconds of the notebooks that follow, is shown as well.
     """
-    logged, later = "CLIPMEM_LOGGED" in os.environ, float(os.environ.get("CLIPMEM_LATER", 0))
-    after = f", then about {later / 60:.0f} min for the other notebooks" if later else ""
+    logged, later = "CLIPMEM_LOGGED" in os.environ, float(os.environ.get("CLIPMEM_LATER") or 0)
     start = "[....] " if logged else ""
+    end = f", then about {later / 60:.0f} min for the other notebooks" if later else ""
     return tqdm(
         desc=what,
         total=total,
@@ -193,7 +177,7 @@ def progress_bar(what: str, total: float) -> tqdm:
         leave=False,
         miniters=0,
         mininterval=30 if logged else 0.5,
-        bar_format=f"{start}{{desc}}: {{percentage:3.0f}} %, {{elapsed}} so far, {{remaining}} left{after}",
+        bar_format=f"{start}{{desc}}: {{percentage:3.0f}} %, {{elapsed}} so far, {{remaining}} left{end}",
     )
 
 
@@ -205,17 +189,15 @@ def train_all(recipes: Sequence[Recipe], prepared: Prepared) -> None:
             run_parallel(f"training {len(wave)} models", lambda r, report: run(r, prepared, report), wave)
 
 
-# --- the one way from models to a table ---
-
-
 def cached(study: Study, name: str, recipe: Recipe, measure: Measure) -> pd.DataFrame:
     """Return `measure(model, recipe)` of a recipe's model, kept in the store under the run's key and `name`."""
 
-    def build(folder):
+    def build(folder: Path) -> None:
         store.write_table(folder / "table.parquet", measure(load(recipe, study.prepared), recipe))
 
-    run = run_key(recipe, study.prepared)
-    return pd.read_parquet(store.get_or_build("score", f"{run}-{name}", build, {"run": run}) / "table.parquet")
+    source = run_key(recipe, study.prepared)
+    folder = store.get_or_build("score", f"{source}-{name}", build, {"run": source})
+    return pd.read_parquet(folder / "table.parquet")
 
 
 def measured(
@@ -223,11 +205,10 @@ def measured(
 ) -> pd.DataFrame:
     """Return what `measure` finds in f and g (or one of them) of every condition and seed, one below the other, with
     columns condition, seed, role."""
-    wanted = {}
-    for condition in conditions or study.conditions:
-        for seed in study.seeds:
-            both = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
-            wanted |= {(condition, seed, role): both[role] for role in roles}
+    wanted: dict[tuple[str, int, str], Recipe] = {}
+    for condition, seed in product(conditions or study.conditions, study.seeds):
+        both = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
+        wanted |= {(condition, seed, role): both[role] for role in roles}
     recipes = list(dict.fromkeys(wanted.values()))
     tables = run_parallel(f"measuring {name}", lambda r, report: cached(study, name, r, measure), recipes)
     found = dict(zip(recipes, tables, strict=True))

@@ -27,6 +27,7 @@ SSL_VIEWS = 5
 # (smallest crop, colour cast) from light to extreme. Captions of one image move a text encoder nearly as far as another
 # image's caption would; among these is an augmentation of the image that moves its encoder as far.
 STRENGTHS = ((0.9, 0.0), (0.5, 0.0), (0.5, 0.25), (0.1, 0.45), (0.05, 0.8), (0.02, 1.0), (0.02, 1.5))
+Held = tuple[Tensor, Tensor, Tensor]  # held-out images and captions, and the scored pairs' places among them: see align
 
 
 # --- CLIPMem ---
@@ -67,12 +68,10 @@ def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor
 
 
 def scored_rows(prepared: Prepared, subset: str) -> np.ndarray:
-    """Return the rows of a subset that are scored: all but, of the shared ones, as many as there are candidates, evenly
-    spaced."""
+    """Return the rows of a subset that are scored: all, but only as many shared ones as candidates, evenly spaced."""
     rows, n = prepared.subsets[subset], len(prepared.subsets["candidate"])
-    if subset != "shared":
-        return rows
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))]
+    spaced = np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))
+    return rows[spaced] if subset == "shared" else rows
 
 
 def measure(
@@ -83,9 +82,8 @@ def measure(
     Returns:
         One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and
         under the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the
-        image as it is); held-out pairs are the external ones;
-        under `label`: `probability` of the pair's own classes;
-        under `view`: `distance_image`, L of SSLMem.
+        image as it is), the external pairs held out; under `label`: `probability` of the pair's own classes; under
+        `view`: `distance_image`, L of SSLMem.
     """
     external, parts = prepared.subsets["external"], []
     if objective == "caption":
@@ -93,8 +91,8 @@ def measure(
     for subset in subsets:
         rows = scored_rows(prepared, subset)
         if objective == "caption":
-            own = np.where(np.isin(rows, external), np.searchsorted(external, rows), -1)
-            found = _alignment(model, prepared, rows, views, held, torch.from_numpy(own))
+            own = torch.from_numpy(np.where(np.isin(rows, external), np.searchsorted(external, rows), -1))
+            found = _alignment(model, prepared, rows, views, (*held, own))
         elif objective == "label":
             found = {"probability": _probability(model, prepared, rows, views)}
         else:
@@ -109,13 +107,11 @@ def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -
     return pd.DataFrame({"pair_id": prepared.pair_ids[rows], **numbers})
 
 
-def _alignment(
-    model: CLIP, prepared: Prepared, rows: np.ndarray, views: int, held: tuple[Tensor, Tensor], own: Tensor
-) -> dict[str, Tensor]:
+def _alignment(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int, held: Held) -> dict[str, Tensor]:
     image, text = embed_images(model, prepared.images, rows), embed_texts(model, prepared.tokens[rows, 0])
     seen = embed_images(model, prepared.images, rows, views) if views else image
-    plain, contrast = align(seen, text, *held, own)
-    loss = pair_loss(image[0], text, *held, own, float(model.logit_scale.detach().exp()))
+    plain, contrast = align(seen, text, *held)
+    loss = pair_loss(image[0], text, *held, float(model.logit_scale.detach().exp()))
     return {"plain": plain, "contrast": contrast, "similarity": (image[0] * text).sum(dim=1), "loss": loss}
 
 
@@ -166,63 +162,53 @@ def by_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFram
 
 def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
     """Return L of both encoders: columns pair_id, `text` (captions), and `image_<i>` for each of STRENGTHS."""
+
+    def moved(crop: float, colour: float) -> Tensor:
+        return image_distance(model, prepared, rows, change=lambda x, generator: augment(x, crop, colour, generator))
+
     found = {"text": text_distance(model, prepared, rows)}
-    for i, (crop, colour) in enumerate(STRENGTHS):
-
-        def change(images: Tensor, generator: torch.Generator, crop: float = crop, colour: float = colour) -> Tensor:
-            return augment(images, crop, colour, generator)
-
-        found[f"image_{i}"] = image_distance(model, prepared, rows, SSL_VIEWS, change)
-    return as_table(prepared, rows, found)
+    return as_table(prepared, rows, found | {f"image_{i}": moved(*pair) for i, pair in enumerate(STRENGTHS)})
 
 
 # --- units and layers ---
 
 
 def selectivity(largest: Tensor, total: Tensor, count: int) -> Tensor:
-    """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others; 0 for
-    dead units.
+    """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others.
 
-    Over images it is UnitMem, over classes ClassMem. In [0, 1], as activations are taken after GELU and clamped at 0.
-
-    Args:
-        largest, total: largest value and sum `[U]` over `count` images or classes.
+    Over images it is UnitMem, over classes ClassMem. In [0, 1], as activations are taken after GELU and clamped at 0;
+    0 for dead units. `largest` and `total` `[U]` are the largest value and the sum over `count` images or classes.
     """
     others = (total - largest) / (count - 1)
-    both = largest + others
-    return torch.where(both > 0, (largest - others) / both.clamp(min=1e-12), 0.0)
+    return (largest - others) / (largest + others).clamp(min=1e-12)  # 0 / 1e-12 for dead units
 
 
 @torch.no_grad()
 def unit_scores(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -> pd.DataFrame:
-    """Return one row per unit: layer (from 1), unit, unitmem, classmem; over the images of `rows`, the training images.
+    """Return one row per unit: layer (from 1), unit, unitmem, classmem (NaN with fewer than two classes); over the
+    images of `rows`, the training images.
 
-    Activations are means over patches and light crops. They are reduced block by block, so that memory does not grow
-    with the number of images.
+    Activations are means over patches and light crops. Of each block of images only the largest and the sums are kept,
+    so that memory does not grow with the number of images.
     """
     targets = torch.from_numpy(prepared.targets[rows])
     targets = targets[:, targets.any(dim=0)]
-    largest: list[Tensor] = []
-    totals: list[Tensor] = []  # [1 + K, U] of each layer: over all images, and over those of each class
+    weights = torch.cat([torch.ones(len(rows), 1), targets], dim=1).double()  # of all images, of those of each class
+    largest, sums = ([torch.zeros(1)] * len(model.visual.transformer.resblocks) for _ in range(2))  # of each layer
     for start, images in blocks(model, prepared.images, rows):
         drawn = (light_crop(images, torch.Generator().manual_seed(view)) for view in range(views))
         of_views = [[hidden.cpu() for hidden, _ in image_layers(model, x)] for x in drawn]
-        means = [torch.stack(layer).mean(dim=0) for layer in zip(*of_views, strict=True)]
-        share = targets[start : start + len(images)]
-        weights = torch.cat([torch.ones(len(images), 1), share], dim=1).double()
-        sums = [weights.T @ mean.double() for mean in means]
-        tops = [mean.amax(dim=0) for mean in means]
-        largest = [torch.maximum(a, b) for a, b in zip(largest, tops, strict=True)] if largest else tops
-        totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+        for layer, hidden in enumerate(zip(*of_views, strict=True)):
+            mean = torch.stack(hidden).mean(dim=0)
+            largest[layer] = torch.maximum(largest[layer], mean.amax(dim=0))
+            sums[layer] = sums[layer] + weights[start : start + len(images)].T @ mean.double()
     parts = []
-    for layer, (top, total) in enumerate(zip(largest, totals, strict=True), start=1):
-        of_class = total[1:] / targets.sum(dim=0)[:, None]
-        class_top = of_class.amax(dim=0) if len(of_class) else torch.full_like(total[0], torch.nan)
-        found = {
-            "unitmem": selectivity(top, total[0], len(rows)).numpy(),
-            "classmem": selectivity(class_top, of_class.sum(dim=0), max(2, len(of_class))).numpy(),
-        }
-        parts.append(pd.DataFrame({"layer": layer, "unit": range(len(top)), **found}))
+    for layer, (most, total) in enumerate(zip(largest, sums, strict=True), start=1):
+        by_class = total[1:] / targets.sum(dim=0)[:, None]
+        top = by_class.amax(dim=0) if len(by_class) > 1 else torch.full_like(most, torch.nan)
+        unitmem, classmem = selectivity(most, total[0], len(rows)), selectivity(top, by_class.sum(dim=0), len(by_class))
+        found = {"unit": range(len(most)), "unitmem": unitmem.numpy(), "classmem": classmem.numpy()}
+        parts.append(pd.DataFrame({"layer": layer, **found}))
     return pd.concat(parts, ignore_index=True)
 
 

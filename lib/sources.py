@@ -10,10 +10,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,8 @@ IMAGE_NAMES = ("image", "img")
 SPLIT_ORDER = ("train", "validation", "valid", "val", "dev", "test")  # then all others
 MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption that is skipped
 BATCH = 256  # rows decoded at a time
-FIRST_ROWS = 200  # what a check reads
+FIRST_ROWS = 1000  # what a check reads at most; it mostly ends after three
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large pictures are decoded all the same
 
 
 class Columns(NamedTuple):
@@ -49,34 +49,25 @@ class Row(NamedTuple):
     labels: list[Any]  # empty: none known
 
 
-# --- where it lies ---
-
-
 def locate(dataset: str) -> tuple[str, str]:
-    """Return how a data set is read ("scenes", "parquet", "imagefolder" or "hub") and its path or name on the Hub.
-
-    Raises:
-        DataError: it is none of these.
-    """
+    """Return how a data set is read ("scenes", "parquet", "imagefolder" or "hub") and its path or name there. Raise
+    DataError for one that is none of these."""
     if dataset == "scenes":
         return "scenes", dataset
     if dataset.startswith("hf://"):  # single files on the Hub
         return "parquet", dataset
-    path = Path(dataset).expanduser() if not dataset.startswith("~") else Path(os.path.expanduser(dataset))
-    if dataset and dataset not in PRESETS and path.exists():
+    path = Path(os.path.expanduser(dataset))  # those of os.path raise nothing for odd names
+    if dataset and dataset not in PRESETS and os.path.exists(path):
         if path.is_dir() and any(path.rglob("metadata.*")):
             return "imagefolder", str(path.resolve())
         if path.is_file() and path.suffix == ".parquet":
             return "parquet", str(path.resolve())
-        raise DataError(
-            f"{path}: expected a .parquet file, or a folder of images with a metadata.csv (columns file_name, caption)."
-        )
+        raise DataError(f"{path}: expected a .parquet file, or an image folder with metadata.csv (file_name, caption).")
     name = PRESETS.get(dataset, dataset)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not name.endswith(".parquet"):
         return "hub", name
-    near = did_you_mean(dataset, ["scenes", *PRESETS])
-    if not near and path.parent.is_dir():
-        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+    beside = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
+    near = did_you_mean(dataset, ["scenes", *PRESETS]) or did_you_mean(path.name, beside)
     raise DataError(
         f"data set '{dataset}' not found.{near} Give scenes, flickr8k, a name on the Hugging Face Hub (owner/name), or "
         f"the path of a .parquet file or of an image folder with a metadata.csv."
@@ -86,67 +77,55 @@ def locate(dataset: str) -> tuple[str, str]:
 def open_rows(dataset: str) -> Any:
     """Return all splits of a data set as one of `datasets`, in the order train, validation, test, others, undecoded.
 
-    Files are streamed, so that nothing is copied; a set on the Hub is kept in the cache of `datasets`.
-
-    Raises:
-        DataError: `datasets` cannot read it.
+    Files are streamed, so that nothing is copied; a set on the Hub is kept in the cache of `datasets`. Raise DataError
+    for one that cannot be read.
     """
     import datasets
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would say every error before we do
     kind, where = locate(dataset)
-    path = {"parquet": "parquet", "imagefolder": "imagefolder", "hub": where}[kind]
     literal = where if where.startswith("hf://") else re.sub(r"([*?\[])", r"[\1]", where)  # no pattern in a file's name
-    files = {"parquet": {"data_files": literal}, "imagefolder": {"data_dir": where}}
+    files = {"parquet": literal, "imagefolder": f"{literal}/**"}.get(kind)  # one split, whatever its folders are called
     try:
-        splits = datasets.load_dataset(path, streaming=kind != "hub", **files.get(kind, {}))
-        order = sorted(splits, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
+        splits = datasets.load_dataset(kind if files else where, data_files=files, streaming=files is not None)
+        order = sorted(splits, key=lambda name: (*SPLIT_ORDER, name).index(name))
         whole = datasets.concatenate_datasets([splits[name] for name in order])
     except Exception as error:  # pyarrow, fsspec, HTTP and datasets raise errors of dozens of kinds
-        said = next(iter(str(error).strip().splitlines()), "")
-        advice = (
-            "Check the spelling (a private one needs `hf auth login`) and the network; or download its parquet file "
-            "elsewhere and give that file's path."
-            if kind == "hub"
-            else "The file may be truncated or of another format: copy it again."
-        )
-        raise DataError(f"{where}: cannot be read ({type(error).__name__}: {said}). {advice}") from error
+        raise DataError(
+            f"{where}: cannot be read ({type(error).__name__}: {error!s:.200}). Copy the file again; for a set on the "
+            f"Hub check its name, the network and `hf auth login`, or give the path of its downloaded parquet file."
+        ) from error
     for name, feature in dict(whole.features).items():  # decoded here: a broken image must cost one row only
         if isinstance(feature, datasets.Image):
             whole = whole.cast_column(name, datasets.Image(decode=False))
     return whole
 
 
-# --- which columns hold what ---
-
-
 def find_columns(rows: Any, where: str, image: str = "", captions: Sequence[str] = ()) -> Columns:
-    """Return the columns of an opened data set, those that are named or else those that are usual.
-
-    Raises:
-        DataError: one that is needed is missing or of the wrong type.
-    """
-    features = rows.features
-    typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    typed.sort(key=lambda name: name not in IMAGE_NAMES)  # a `mask` before an `image` is not what is trained on
-    numbered = sorted((name for name in features if re.fullmatch(r"caption_\d+", name)), key=lambda n: int(n[8:]))
-    names = [image] if image else [*typed, *(name for name in IMAGE_NAMES if name in features)][:1]
-    texts = list(captions) or [name for name in CAPTION_NAMES if name in features][:1] or numbered
+    """Return the columns of an opened data set, those that are named or else those that are usual. Raise DataError
+    where one that is needed is missing or of the wrong type, or where two may be meant."""
+    kinds = {name: getattr(feature, "feature", feature) for name, feature in rows.features.items()}  # of elements
+    flat = ("Value", "ClassLabel", "Image")  # what is deeper than a list of these is "" below
+    kinds = {name: kind.dtype if type(kind).__name__ in flat else "" for name, kind in kinds.items()}
+    typed = [name for name, kind in kinds.items() if kind.startswith("PIL")]
+    usual = [name for name in IMAGE_NAMES if name in (typed or kinds)]  # a `mask` is not what is trained on
+    names = [image] if image else usual[:1] or (typed if len(typed) == 1 else [])
+    numbered = sorted((name for name in kinds if re.fullmatch(r"caption_\d+", name)), key=lambda name: int(name[8:]))
+    texts = list(captions) or [name for name in CAPTION_NAMES if name in kinds][:1] or numbered
     for what, option, found in (("image", "--image", names), ("caption", "--captions", texts)):
-        missing = [name for name in found if name not in features]
+        missing = [name for name in found if name not in kinds]
         if missing or not found:
             raise DataError(
                 f"{where}: no {what} column{''.join(f' {name!r}' for name in missing)}. Its columns are "
-                f"{', '.join(features)}. Name the right one: {option} COLUMN with ./run_all.sh, or the parameter "
+                f"{', '.join(kinds)}. Name the right one: {option} COLUMN with ./run_all.sh, or the parameter "
                 f"`{option[2:]}` in a notebook (several caption columns: with commas between them)."
             )
     for name in texts:
-        text = getattr(features[name], "feature", features[name])  # a list of texts has a feature
-        if "string" not in str(getattr(text, "dtype", "")):
-            raise DataError(f"{where}: column '{name}' holds {features[name]}, expected text or lists of text.")
-    return Columns(names[0], texts, next((name for name in ("label", "labels") if name in features), ""))
-
-
-# --- its rows ---
+        if "string" not in kinds[name]:
+            what = f"{where}: column '{name}' holds {rows.features[name]}"
+            raise DataError(f"{what}, expected text or lists of text. Store it as text, or name another column.")
+    labels = [name for name in ("label", "labels") if kinds.get(name) and name not in (*typed, *texts)]
+    return Columns(names[0], texts, labels[0] if labels else "")
 
 
 def decode_image(cell: Any, pixels: int) -> np.ndarray:
@@ -155,13 +134,12 @@ def decode_image(cell: Any, pixels: int) -> np.ndarray:
     The shorter side is resized to `pixels` (bicubic, antialiased), the centre kept; what is transparent becomes white.
     """
     content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-    if not content or (isinstance(content, str) and not Path(content).is_file()):  # a pipe would never end
+    if not content or (isinstance(content, str) and not os.path.isfile(content)):  # a pipe would never end
         raise ValueError("there is no image")
-    with warnings.catch_warnings(), Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but decoded all the same
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
         image: Image.Image = ImageOps.exif_transpose(file)
         if image.mode[0] in "IF":  # grey beyond 8 bits, or real numbers: Pillow would cut these off, not scale them
-            values = np.asarray(image, float).clip(0)
+            values = np.nan_to_num(np.asarray(image, float), posinf=0).clip(0)
             top = next((limit for limit in (1, 255, 4095, 65535) if values.max() <= limit), values.max())
             image = Image.fromarray((values * (255 / top)).astype(np.uint8))
         if image.has_transparency_data:
@@ -171,51 +149,54 @@ def decode_image(cell: Any, pixels: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-def _usable(row: dict[str, Any], image: str, captions: list[str], pixels: int) -> tuple[np.ndarray, list[str]] | str:
-    """Return the picture and the captions of a row, or what is wrong with it."""
-    cells = [row[name] for name in captions]
-    texts = [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]
-    texts = [text.strip() for text in texts if isinstance(text, str) and re.search(r"[^\s\u200b-\u200f\ufeff]", text)]
-    if captions and not texts:
+def _listed(cells: Iterable[Any]) -> list[Any]:
+    return [one for cell in cells for one in (cell if isinstance(cell, list) else [cell])]
+
+
+def _usable(row: dict[str, Any], columns: Columns, pixels: int) -> tuple[np.ndarray, list[str], list[Any]] | str:
+    """Return the picture, the captions and the labels of a row, or what is wrong with it."""
+    texts = [text.strip() for text in _listed(row[name] for name in columns.captions) if isinstance(text, str)]
+    texts = [text for text in texts if any(one.isprintable() and one != " " for one in text)]  # what shows
+    if columns.captions and not texts:
         return "no caption that is not empty"
+    labels = _listed([row[columns.label]]) if columns.label else []
+    cell = row[columns.image]
     try:
-        return decode_image(row[image], pixels), texts
+        return decode_image(cell, pixels), texts, [one for one in labels if one == one and one not in (None, "")]
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
-        path = row[image].get("path") if isinstance(row[image], dict) else None
+        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return f"{path or 'its picture'} cannot be read ({type(error).__name__}: {error})"
+
+
+def _batches(rows: Any, where: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield all rows in lists. Raise DataError where reading breaks off."""
+    done = 0
+    try:
+        for batch in rows.iter(batch_size=BATCH):
+            yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            done += BATCH
+    except Exception as error:  # pyarrow's and the network's errors of many kinds
+        said = f"{where}: reading stopped after {done} rows ({error})"
+        raise DataError(f"{said}. It is damaged or empty: copy it again.") from error
 
 
 def read_rows(rows: Any, where: str, columns: Columns, pixels: int) -> Iterator[Row]:
     """Yield every usable row, decoded on all cores.
 
-    Rows that cannot be used are counted and skipped, up to MAX_BROKEN of them; a warning names the first ones.
-
-    Raises:
-        DataError: there are more, or no row is left, or reading breaks off.
+    Others are counted and skipped, up to MAX_BROKEN of all; a warning names the first ones. Raise DataError where there
+    are more, or no row is left, or reading breaks off.
     """
     names = dict.fromkeys([columns.image, *columns.captions, *filter(None, [columns.label])])
-    decode = partial(_usable, image=columns.image, captions=columns.captions, pixels=pixels)
     number, problems = 0, []
-    batches = iter(rows.select_columns(list(names)).iter(batch_size=BATCH))
-    bar = tqdm(desc=f"reading {Path(where).name}", unit=" rows", file=sys.stdout, leave=False)
-    with ThreadPoolExecutor() as pool, bar:
-        while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:  # pyarrow's and the network's errors of many kinds
-                raise DataError(f"{where}: reading stopped after row {number} ({error}). Copy it again.") from error
-            if batch is None:
-                break
-            many = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            for row, found in zip(many, pool.map(decode, many), strict=True):
+    with ThreadPoolExecutor() as pool, tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False) as bar:
+        for batch in _batches(rows.select_columns(list(names)), where):
+            for found in pool.map(partial(_usable, columns=columns, pixels=pixels), batch):
                 if isinstance(found, str):
                     problems.append(f"row {number}: {found}")
                 else:
-                    cell = row[columns.label] if columns.label else None
-                    labels = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
-                    yield Row(number, *found, labels)
+                    yield Row(number, *found)
                 number += 1
-            bar.update(len(many))
+            bar.update(len(batch))
     if problems or not number:
         said = f"{where}: {len(problems)} of {number} rows cannot be used: {'; '.join(problems[:5])}"
         if len(problems) > MAX_BROKEN * number or not number:
@@ -224,19 +205,16 @@ def read_rows(rows: Any, where: str, columns: Columns, pixels: int) -> Iterator[
 
 
 def check(dataset: str, image: str = "", captions: Sequence[str] = ()) -> str:
-    """Return a sentence about what a data set holds, from its description and first rows, without reading it all.
-
-    Raises:
-        DataError: it cannot be used, as far as the first rows tell.
-    """
+    """Return a sentence about what a data set holds, from its description and first rows, without reading it all. Raise
+    DataError where it cannot be used, as far as these tell."""
     if dataset == "scenes":
         return "scenes: drawn from a seed, nothing to read or download"
     rows, (_, where) = open_rows(dataset), locate(dataset)
     columns = find_columns(rows, where, image, captions)
-    found = [_usable(row, columns.image, columns.captions, 8) for row in islice(rows, FIRST_ROWS)]
-    texts = {" ".join(one[1]) for one in found if not isinstance(one, str)}
-    if not texts:
-        raise DataError(f"{where}: no usable row among the first {FIRST_ROWS}: {found[0] if found else 'it is empty'}.")
-    if len(texts) < min(3, len(found)):
-        raise DataError(f"{where}: the first captions are all alike; CLIP needs captions that tell pictures apart.")
-    return f"{where}: pictures in '{columns.image}', captions in {', '.join(columns.captions)}"
+    texts: set[str] = set()
+    for row in read_rows(rows.take(FIRST_ROWS), where, columns, 8):
+        texts.add(" ".join(row.captions))
+        if len(texts) > 2:
+            return f"{where}: pictures in '{columns.image}', captions in {', '.join(columns.captions)}"
+    said = f"{where}: fewer than 3 different captions in the first {FIRST_ROWS:,} rows; shuffle them if they are sorted"
+    raise DataError(f"{said}. CLIP needs captions that tell pictures apart.")

@@ -150,52 +150,25 @@ def roc_auc(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np
     return (rank_sum - hits * (hits + 1) / 2) / (hits * misses)
 
 
-def precision(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the average precision `[B]` as scikit-learn defines it: the sum of precision times gain in recall."""
-    order = np.argsort(-values, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(values[order]) < 0, True])  # where a run of equal values ends
-    hits = np.cumsum((weights * positive)[:, order], axis=1)[:, last]
-    seen = np.cumsum(weights[:, order], axis=1)[:, last]
-    recall_gain = np.diff(hits, axis=1, prepend=0) / hits[:, -1:]
-    return (recall_gain * hits / np.maximum(seen, 1)).sum(axis=1)
+def _finds_swapped(score: str, sign: int) -> Statistic:
+    return lambda one, weights: roc_auc(sign * one.columns[score], one.group == "swapped", weights)
 
 
-METRICS = {"ROC AUC": roc_auc, "average precision": precision}
-
-
-def _finds_swapped(score: str, sign: int, metric: str) -> Statistic:
-    return lambda one, weights: METRICS[metric](sign * one.columns[score], one.group == "swapped", weights)
-
-
-def detect(table: pd.DataFrame, score="clipmem", metric="ROC AUC", sign=1, n_boot=N_BOOT) -> Estimate:
-    """Estimate how well `sign * score` finds swapped pairs among clean ones. `metric`: a key of METRICS."""
-    found = interval(_finds_swapped(score, sign, metric), _only(table, "swapped", "clean"), [score], True, n_boot)
+def detect(table: pd.DataFrame, score: str = "clipmem", sign: int = 1, n_boot: int = N_BOOT) -> Estimate:
+    """Estimate how well `sign * score` finds swapped pairs among clean ones: ROC AUC, .5 by chance."""
+    found = interval(_finds_swapped(score, sign), _only(table, "swapped", "clean"), [score], True, n_boot)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
-def detection(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) -> pd.DataFrame:
-    """Return `detect` for every score and metric: score, metric, chance, value, low, high, seeds, n.
-
-    `signs`: +1 where a high score is suspicious, -1 where a low one is, decided before looking: {"similarity_g": -1}.
-    """
-    corruption = _only(table, "swapped", "clean")["corruption"]
-    chance = {"ROC AUC": 0.5, "average precision": float((corruption == "swapped").mean())}
-    rows = []
-    for metric in METRICS:
-        for score, sign in signs.items():
-            found = detect(table, score, metric, sign, n_boot)
-            rows.append({"score": score, "metric": metric, "chance": chance[metric], **vars(found)})
-    return pd.DataFrame(rows)
-
-
 def gain(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) -> tuple[str, Estimate]:
-    """Return the best of the scores after the first, and by how much the first exceeds its ROC AUC (see `detection`).
+    """Return the best of the scores after the first, and by how much the ROC AUC of the first exceeds its own.
 
-    Both use the same seeds and resamples. The best is chosen on this same data, which is in its favour.
+    Both use the same seeds and resamples. The best is chosen on this same data, which is in its favour. `signs`: +1
+    where a high score is suspicious, -1 where a low one is, decided before looking: {"clipmem": 1, "similarity_g": -1}.
     """
     first, *others = signs
     best = max(others, key=lambda score: detect(table, score, sign=signs[score], n_boot=1).value)
-    ours, theirs = (_finds_swapped(score, signs[score], "ROC AUC") for score in (first, best))
+    ours, theirs = (_finds_swapped(score, signs[score]) for score in (first, best))
     chosen = _only(table, "swapped", "clean")
     return best, interval(lambda one, w: ours(one, w) - theirs(one, w), chosen, [first, best], True, n_boot)
 

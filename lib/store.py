@@ -9,29 +9,25 @@ whose files no longer match is rebuilt. Every file is written under another name
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import safetensors.torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 DONE = "DONE"
 TEMPORARY = ".writing-"  # how the names of unfinished files begin
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_rebuild_before = 0.0  # runs and scores finished before this time are made again, see `rebuild`
+_rebuild_before = 0.0  # runs and scores made before this time are made again, see `rebuild`
 
 
 class StoreError(RuntimeError):
@@ -43,35 +39,29 @@ def root() -> Path:
     return Path(os.environ.get("CLIPMEM_RUNS") or ROOT / "runs").expanduser().absolute()
 
 
-# --- files ---
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raise StoreError for what the system says: no space left, quota exceeded, file too large, permission denied."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror or error}. What was finished is kept. Make room, or set "
+            f"CLIPMEM_RUNS to another folder, and give the same command again: it continues."
+        ) from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` when the block ends well, else remove it.
-
-    Raises:
-        StoreError: the disk is full, or the folder is not writable.
-    """
+    """Yield a temporary name beside `path`; rename it to `path` when the block ends well, else remove it."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    try:
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
-        number = getattr(error, "errno", None)
-        if number in FULL or "No space left" in str(error):
-            reason = "the disk, or your quota on it, is full"
-        elif number in (errno.EACCES, errno.EROFS, errno.EPERM):
-            reason = "the folder is not writable"
-        else:
-            raise
-        raise StoreError(
-            f"{path}: {reason} ({error}). What was finished is kept. Make room, or set CLIPMEM_RUNS to another folder, "
-            "and give the same command again: it continues."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -87,14 +77,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table in one step, as parquet."""
-    with atomic(path) as temporary:
-        table.to_parquet(temporary, index=False)
+    write_bytes(path, table.to_parquet(index=False))
+
+
+def _packed(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors in one step, as safetensors."""
-    with atomic(path) as temporary:
-        safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+    write_bytes(path, _packed(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -104,7 +96,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], name: str) -> None:
     """Write the tensors of an unfinished entry behind a digest of their content and of the entry's `name`."""
-    content = safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})
+    content = _packed(tensors)
     write_bytes(path, hashlib.sha256(name.encode() + content).digest() + content)
 
 
@@ -119,11 +111,8 @@ def read_checkpoint(path: Path, name: str) -> dict[str, Tensor] | None:
     return safetensors.torch.load(whole[32:])
 
 
-# --- entries ---
-
-
 def rebuild(before: float) -> None:
-    """Treat runs and scores finished before this time (seconds since 1970) as absent; 0 treats none so."""
+    """Treat runs and scores made before this time (seconds since 1970) as absent; 0 treats none so."""
     global _rebuild_before
     _rebuild_before = before
 
@@ -131,76 +120,68 @@ def rebuild(before: float) -> None:
 def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict[str, Any]) -> Path:
     """Return the folder of a finished entry; `build(folder)` makes it where it is missing, and may find its checkpoint.
 
-    Other processes that want the same entry wait. `about` is kept as about.json, for people. Raise StoreError when the
-    disk is full.
+    Other processes that want the same entry wait. `about` is kept as about.json, for people. Raise StoreError.
     """
     folder = root() / kind / key
-    if not _sound(folder):
-        with _locked(folder):
-            if not _sound(folder):
-                _clear(folder)
+    if _flaw(folder):
+        with _lock(folder):
+            if flaw := _flaw(folder):
+                _clear(folder, flaw)
                 write_json(folder / "about.json", about)
                 build(folder)
-                files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(TEMPORARY)]
-                write_json(folder / DONE, {path.name: _sha256(path) for path in sorted(files)})
+                files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+                write_json(folder / DONE, {path.name: _sha256(path) for path in files})
     return folder
 
 
 def finished(kind: str, key: str) -> bool:
     """Return whether the entry is complete; its files are not read."""
-    done = root() / kind / key / DONE
-    return done.is_file() and (kind not in ("run", "score") or done.stat().st_mtime >= _rebuild_before)
+    return _current(root() / kind / key / DONE)
 
 
-def _sound(folder: Path) -> bool:
-    done = folder / DONE
-    return finished(folder.parent.name, folder.name) and not problems(folder, done.stat().st_mtime_ns)
+def _current(file: Path) -> bool:
+    """Return whether a file of an entry is there, and not from before the time since which all is wanted anew."""
+    anew = file.parent.parent.name in ("run", "score")
+    return file.is_file() and not (anew and file.stat().st_mtime < _rebuild_before)
 
 
-@cache
-def problems(folder: Path, stamp: int) -> tuple[str, ...]:
-    """Return what is wrong with a finished entry: files that are missing or changed. `stamp`: when DONE was written."""
+def _flaw(folder: Path) -> str:
+    """Return why an entry cannot be used, "" for a sound one."""
+    if not _current(folder / DONE):
+        return "unfinished"
     try:
         recorded = json.loads((folder / DONE).read_text())
-        if not isinstance(recorded, dict) or not recorded:
-            raise ValueError
-    except ValueError:
-        return (f"{DONE} is not readable",)
-    lost = [name for name in recorded if not (folder / name).is_file()]
-    changed = [name for name in recorded if name not in lost and _sha256(folder / name) != recorded[name]]
-    return (*(f"{name} is missing" for name in lost), *(f"{name} has changed" for name in changed))
+        wrong = [name for name in recorded if _sha256(folder / name) != recorded[name]]
+    except (ValueError, TypeError, OSError):  # no JSON; no object; or another process is just rebuilding the entry
+        recorded, wrong = {}, []
+    return f"{', '.join(wrong or [DONE])} missing or changed" if wrong or not recorded else ""
 
 
-def _clear(folder: Path) -> None:
-    """Remove an entry that was finished, because it is damaged or wanted anew; leave an unfinished one to continue."""
-    if (folder / DONE).is_file():
-        if finished(folder.parent.name, folder.name):
-            found = "; ".join(problems(folder, (folder / DONE).stat().st_mtime_ns))
-            warnings.warn(f"{folder}: {found}. It is made again.", stacklevel=4)
-        shutil.rmtree(folder)
+def _clear(folder: Path, flaw: str) -> None:
+    """Remove an entry that is damaged or wanted anew; of one to be continued only what is half written."""
+    if flaw != "unfinished":
+        warnings.warn(f"{folder}: {flaw}. It is made again.", stacklevel=3)
+    with _explained(folder):
+        if folder.exists() and ((folder / DONE).is_file() or not _current(folder / "about.json")):
+            shutil.rmtree(folder)
+        for file in folder.glob(f"{TEMPORARY}*"):
+            file.unlink()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
+def _lock(folder: Path) -> AbstractContextManager:
+    """Return the lock of an entry, held until its `with` ends."""
+    lock = FileLock(f"{folder}.lock")
+    with _explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting: another process is making {folder}", flush=True)
-            lock.acquire()
-    except PermissionError as error:
-        raise StoreError(
-            f"{folder} is missing, and {root()} is not writable. Set CLIPMEM_RUNS to a folder of your own."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        with suppress(Timeout):
+            return lock.acquire(timeout=0)
+        print(f"waiting: another process is making {folder}", flush=True)
+        return lock.acquire()
 
 
 def _sha256(path: Path) -> str:
+    if not path.is_file():
+        return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -208,21 +189,12 @@ def _sha256(path: Path) -> str:
 def entries() -> pd.DataFrame:
     """Return all entries, one row each: kind, key, state (`done` or `unfinished`), megabytes, about."""
     rows = []
-    for about_file in sorted(root().glob("*/*/about.json")):
-        folder = about_file.parent
-        try:
-            about = json.loads(about_file.read_text())
-        except ValueError:
-            about = {"about.json": "not readable"}
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-        text = ", ".join(f"{name} {value}" for name, value in about.items() if not isinstance(value, dict))
-        state = "done" if (folder / DONE).is_file() else "unfinished"
-        rows.append((folder.parent.name, folder.name, state, round(size, 1), text))
+    for about in sorted(root().glob("*/*/about.json")):
+        size = sum(file.stat().st_size for file in about.parent.iterdir() if file.is_file()) / 1e6
+        state = "done" if (about.parent / DONE).is_file() else "unfinished"
+        rows.append((*about.parts[-3:-1], state, round(size, 1), " ".join(about.read_text(errors="replace").split())))
     return pd.DataFrame(rows, columns=["kind", "key", "state", "megabytes", "about"])
 
 
 if __name__ == "__main__":
-    table = entries()
-    print(f"{len(table)} entries in {root()}, {table['megabytes'].sum():.0f} MB")
-    if len(table):
-        print(table.to_string(index=False, max_colwidth=100))
+    print(root(), entries().to_string(index=False, max_colwidth=100), sep="\n")

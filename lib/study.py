@@ -6,11 +6,8 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from time import monotonic
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,7 +16,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lib import figures, findings, objectives, runs, store, train
+from lib import figures, findings, runs, store, train
 from lib import model as models
 from lib.captions import DataError
 from lib.data import Prepared, prepare
@@ -46,6 +43,7 @@ class Study:
     models: tuple[Recipe, ...]
     noise_floor: Recipe
     about: dict[str, Any]  # what stands behind its figures
+    saved: list[str] = field(default_factory=list)  # names of the figures among its results
 
     def keep(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
         """Save a figure as `NN_name` with its table among the results of this run, `runs/results/`.
@@ -60,18 +58,16 @@ class Study:
         texts = {text for own in self.prepared.captions for text in own}
         if self.dataset != "scenes" and figures.shows_data(figure, table, texts):
             folder = store.root() / "private" / folder.name
-        else:
-            self.about["figures"].append(name)
-        figures.save(figure, name, table, folder, {k: v for k, v in self.about.items() if k != "figures"})
+        elif name not in self.saved:
+            self.saved.append(name)
+        figures.save(figure, name, table, folder, self.about)
 
     def finish(self, found: Sequence[findings.Finding]) -> pd.DataFrame:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
-        about = {k: v for k, v in self.about.items() if k != "figures"}
-        findings.record(self.notebook, found, list(dict.fromkeys(self.about["figures"])), about)
+        findings.record(self.notebook, found, self.saved, self.about)
         plt.close("all")
         columns = ["claim", "statistic", "value", "low", "high", "verdict"]
-        rows = [[getattr(one, column) for column in columns] for one in found]
-        return pd.DataFrame(rows, columns=columns, index=[one.finding for one in found])
+        return pd.DataFrame(map(vars, found), columns=columns, index=[one.finding for one in found])
 
 
 def begin(
@@ -82,9 +78,7 @@ def begin(
     `captions` (with commas between several) and `image` name columns that are not found by themselves. Conditions that
     need more captions per image than there are fall away. `force` trains again what was trained before.
 
-    Raises:
-        ValueError: a parameter has a value that it cannot have.
-        DataError: the data set cannot be read, or has no classes where the notebook needs them.
+    Raise ValueError for an impossible parameter, DataError for a data set that cannot be read or lacks needed classes.
     """
     if type(seeds) is not int or seeds < 1:
         raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds!r}")
@@ -92,8 +86,8 @@ def begin(
         raise ValueError(f"force: expected True or False, got {force!r}")
     figures.theme()
     store.rebuild(float(os.environ.get("CLIPMEM_BEGUN", time.time())) if force else 0)
-    base, prepared, conditions = plan(notebook, scale, dataset, captions, image)
-    needed = all_models(conditions, range(seeds))
+    prepared, conditions = plan(notebook, scale, dataset, captions, image)
+    base, needed = next(iter(conditions.values())), all_models(conditions, range(seeds))
     study = Study(
         notebook=notebook,
         dataset=dataset,
@@ -105,7 +99,7 @@ def begin(
         conditions=conditions,
         models=tuple(needed),
         noise_floor=noise_floor_model(base, range(seeds)),
-        about=_provenance(notebook, dataset, scale, seeds, prepared, needed),
+        about=_provenance(notebook, scale, prepared, needed, seeds),
     )
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
@@ -115,41 +109,32 @@ def begin(
     print(f"{study.about['name']}, scale {scale}: {sizes}, {seeds} seeds · {versions}")
     absent = runs.missing(needed, prepared)
     minutes = estimate_seconds(absent, prepared) / 60
-    cost = f"training the others takes about {minutes:.0f} minutes here" if absent else "nothing to train"
-    print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store; {cost}")
+    left = f"training the others takes about {minutes:.0f} minutes here" if absent else "nothing to train"
+    print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store; {left}")
     return study
 
 
-def plan(
-    notebook: str, scale: str, dataset: str, captions: str, image: str
-) -> tuple[Recipe, Prepared, dict[str, Recipe]]:
-    """Return the base recipe, the prepared data and the possible conditions of a notebook. Raise as `begin`."""
+def plan(notebook: str, scale: str, dataset: str, captions: str, image: str) -> tuple[Prepared, dict[str, Recipe]]:
+    """Return the prepared data and the possible conditions of a notebook, the base recipe first. Raise as `begin`."""
     base = at_scale(scale, dataset)
     columns = tuple(name.strip() for name in captions.split(",") if name.strip())
     prepared = prepare(replace(base.data, caption_columns=columns, image_column=image))
-    base = replace(base, data=prepared.data)
-    conditions = CONDITIONS[notebook](base)
+    conditions = CONDITIONS[notebook](replace(base, data=prepared.data))
     if not prepared.class_names and any(recipe.objective == "label" for recipe in conditions.values()):
         raise DataError(
             f"{dataset}: notebook {notebook[:2]} trains on class labels and found none. The data set needs a column "
             f"'label' (one class per image) or 'labels' (lists of classes) with at least 2 classes."
         )
     width = prepared.tokens.shape[1]
-    return base, prepared, {name: recipe for name, recipe in conditions.items() if recipe.n_captions <= width}
+    return prepared, {name: recipe for name, recipe in conditions.items() if recipe.n_captions <= width}
 
 
-def _provenance(
-    notebook: str, dataset: str, scale: str, seeds: int, prepared: Prepared, needed: Sequence[Recipe]
-) -> dict[str, Any]:
+def _provenance(notebook: str, scale: str, prepared: Prepared, needed: Sequence[Recipe], seeds: int) -> dict[str, Any]:
     """Return what stands behind a figure: its notebook, data, models, commit, device and library versions."""
-    versions = dict.fromkeys(VERSIONS, "not installed")
-    for name in VERSIONS:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
     return {
         "notebook": notebook,
-        "dataset": slug(dataset),
-        "name": published_name(dataset),
+        "dataset": slug(prepared.data.dataset),
+        "name": published_name(prepared.data.dataset),
         "data": prepared.fingerprint,
         "scale": scale,
         "seeds": seeds,
@@ -157,25 +142,19 @@ def _provenance(
         "commit": commit(),
         "device": models.device().type,
         "precision": models.precision(),
-        "versions": versions,
-        "figures": [],
+        "versions": {name: version(name) for name in VERSIONS},
     }
 
 
-def commit(root: Path = store.ROOT) -> str:
-    """Return the project's commit, 10 hex digits, with '+' when lib or notebooks differ from it; 'unknown' without
-    git."""
-    git = ["git", "-C", str(root)]
+def commit() -> str:
+    """Return the project's commit, 10 hex digits, with '+' where lib or notebooks differ; 'unknown' without git."""
+    git = ["git", "-C", str(store.ROOT)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changed = [*git, "status", "--porcelain", "--", "lib", "notebooks"]
-        dirty = subprocess.run(changed, capture_output=True, text=True, check=True)
+        head = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True, stderr=subprocess.DEVNULL)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "--", "lib", "notebooks"])
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-# --- what it will cost ---
+    return head.strip() + "+" * bool(changed)
 
 
 def cost(
@@ -186,14 +165,14 @@ def cost(
     known: set[Recipe] = set()
     found = []
     for notebook in notebooks:
-        needed: list[Recipe] = []
+        count, absent, seconds = 0, [], 0.0
         if notebook in CONDITIONS:
-            _, prepared, conditions = plan(notebook, scale, dataset, captions, image)
+            prepared, conditions = plan(notebook, scale, dataset, captions, image)
             needed = [recipe for recipe in all_models(conditions, range(seeds)) if recipe not in known]
-            absent = runs.missing(needed, prepared)
-        known |= set(needed)
-        seconds = estimate_seconds(absent, prepared) if needed else 0.0
-        found.append((notebook, len(needed), len(absent) if needed else 0, seconds))
+            count, absent = len(needed), runs.missing(needed, prepared)
+            seconds = estimate_seconds(absent, prepared)
+            known |= set(needed)
+        found.append((notebook, count, len(absent), seconds))
     return found
 
 
@@ -204,19 +183,17 @@ def estimate_seconds(recipes: Sequence[Recipe], prepared: Prepared) -> float:
         same = [recipe for recipe in recipes if recipe.objective == objective]
         copies = [replace(same[0], seed=-1 - copy) for copy in range(jobs)]
         step = np.mean(runs.run_parallel("estimating the time", lambda r, report: _step_seconds(r, prepared), copies))
-        for recipe in same:
-            total += step * recipe.epochs * (len(train.training_rows(recipe, prepared)) // recipe.batch)
+        total += step * sum(r.epochs * (len(train.training_rows(r, prepared)) // r.batch) for r in same)
     return total * OVERHEAD / jobs
 
 
 def _step_seconds(recipe: Recipe, prepared: Prepared) -> float:
     """Return the seconds of a training step, the mean of three after a first one; nothing is kept."""
-    model = train.fresh(replace(recipe, seed=0), prepared)
+    recipe = replace(recipe, seed=0)
+    model = train.fresh(recipe, prepared)
     optimiser = train.make_optimiser(model, recipe)
-    rows = np.resize(np.sort(prepared.subsets["shared"]), recipe.batch)
-    pairs, generator, started = train.resident(prepared, rows, models.device()), torch.Generator(), monotonic()
-    for number in range(4):
-        started = monotonic() if number == 1 else started
-        made = objectives.batch(pairs, torch.arange(len(rows)), recipe, generator)
-        float(train.step(model, optimiser, objectives.loss(model, recipe, *made, generator)))
-    return (monotonic() - started) / 3
+    for count in (1, 3):
+        rows = np.resize(prepared.subsets["shared"], count * recipe.batch)
+        pairs, started = train.resident(prepared, rows, models.device()), time.monotonic()
+        train.run_epoch(recipe, 0, pairs, model, optimiser)
+    return (time.monotonic() - started) / 3

@@ -105,7 +105,7 @@ def unit_scores(study: Study) -> pd.DataFrame:
         rows = training_rows(recipe, study.prepared)
         return scores.unit_scores(model, study.prepared, rows, study.augmentations)
 
-    return measured(study, f"units-{study.augmentations}", measure, roles="f")
+    return measured(study, f"units-{study.augmentations}", measure, roles="f").drop(columns="role")
 
 
 def layer_scores(study: Study) -> pd.DataFrame:

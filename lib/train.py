@@ -1,8 +1,7 @@
 """The training loop: pairs resident on the device, batches augmented there, exact resume.
 
-Batch order, captions and crops are functions of (seed, epoch) alone, and a checkpoint holds all the rest. So on one
-machine, with one number of threads, a training that was stopped and continued gives the bits of one that was not. (On
-CUDA some sums are not ordered, and bits may differ.)
+Batch order, captions and crops follow from (seed, epoch), a checkpoint holds the rest: a training that was stopped and
+continued gives the bits of one that was not, on one machine with as many threads (not on CUDA: its sums are unordered).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -29,8 +29,8 @@ from lib.recipes import Recipe, needed_before
 
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 Loss = Callable[..., Tensor]  # with the arguments of `objectives.loss`
-# model, recipe, epochs done -> scores of single pairs, and numbers for that epoch's row of the history
-Evaluate = Callable[[CLIP, Recipe, int], tuple[pd.DataFrame, dict[str, float]]]
+# model -> scores of single pairs, and numbers for that epoch's row of the history
+Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
 
 
 def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resident:
@@ -45,22 +45,17 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
     return Resident(images=images, rows=places.to(where), tokens=tokens.to(where), targets=targets.to(where))
 
 
-# --- the loop ---
-
-
 def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
     """Return the model of a recipe as it is before training, on the device."""
-    classes = prepared.targets.shape[1] if recipe.objective == "label" else 0
-    model = models.build(
+    return models.build(
         name=recipe.model,
         pixels=recipe.data.pixels,
         vocabulary=len(prepared.token_ids),
         context=prepared.tokens.shape[2],
         seed=recipe.seed,
         widths=(recipe.image_width, recipe.text_width),
-        classes=classes,
-    )
-    return model.to(models.device())
+        classes=prepared.targets.shape[1] if recipe.objective == "label" else 0,
+    ).to(models.device())
 
 
 def tower_of(name: str) -> str:
@@ -75,8 +70,7 @@ def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | Non
 
 
 def evaluation_epochs(recipe: Recipe) -> list[int]:
-    """Return the epochs after which the model is evaluated: evenly spaced, always including the last, and only the last
-    where a recipe starts from other runs."""
+    """Return after which epochs a model is evaluated: evenly spaced; only the last where it starts from other runs."""
     count = 1 if needed_before(recipe) else recipe.evaluations
     return sorted({round(recipe.epochs * (i + 1) / count) for i in range(count)} - {0})
 
@@ -94,11 +88,8 @@ def train(
 
     `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
     scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
-
-    Args:
-        on_progress: is called with the share that is done after each epoch.
-        donor: the weights that the frozen tower comes from.
-        left_out: rows that are not trained on.
+    `on_progress` is called with the share that is done after each epoch; the frozen tower comes from the weights of
+    `donor`; the rows `left_out` are not trained on.
     """
     model = fresh(recipe, prepared).train()
     if donor:
@@ -111,7 +102,7 @@ def train(
     for epoch in range(len(history), recipe.epochs):
         history.append(run_epoch(recipe, epoch, pairs, model, optimiser, loss_of))
         if epoch + 1 in evaluation_epochs(recipe):
-            scores, numbers = evaluate(model.eval(), recipe, epoch + 1)
+            scores, numbers = evaluate(model.eval())
             model.train()
             evaluations.append(scores.assign(epoch=epoch + 1))
             history[-1].update(numbers)
@@ -128,8 +119,7 @@ def train(
 def run_epoch(
     recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: torch.optim.AdamW, loss_of: Loss = loss
 ) -> dict[str, Any]:
-    """Pass once over the pairs and return the row of the history. An incomplete last batch is left out, as in
-    open_clip."""
+    """Pass once over the pairs, without an incomplete last batch (as open_clip); return the row of the history."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs.rows), generator=generator)
     size = min(recipe.batch, len(order))
@@ -141,8 +131,8 @@ def run_epoch(
             group["lr"] = rate
         made = batch(pairs, order[i * size : (i + 1) * size], recipe, generator)
         total += step(model, optimiser, loss_of(model, recipe, *made, generator))
-    found = {"epoch": epoch + 1, "loss": float(total) / per_epoch, "lr": rate}
-    return {**found, "logit_scale": float(model.logit_scale.detach().exp())}
+    scale = float(model.logit_scale.detach().exp())
+    return {"epoch": epoch + 1, "loss": float(total) / per_epoch, "lr": rate, "logit_scale": scale}
 
 
 def step(model: CLIP, optimiser: torch.optim.Optimizer, value: Tensor) -> Tensor:
@@ -165,13 +155,10 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def make_optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
     """Return AdamW as OpenCLIP sets it up: gains, biases and the temperature do not decay."""
-    groups: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for name, parameter in model.named_parameters():
-        groups[parameter.ndim < 2 or "bias" in name].append(parameter)
-    decayed, free = groups
-    options = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
-    fused = models.device().type in ("cpu", "cuda")
-    return torch.optim.AdamW(options, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+    free = [p for name, p in model.named_parameters() if p.ndim < 2 or "bias" in name]
+    decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "bias" in name)]
+    groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=models.device().type != "mps")
 
 
 def fastest_loss(recipe: Recipe, model: CLIP, pairs: Resident) -> Loss:
@@ -193,14 +180,11 @@ def fastest_loss(recipe: Recipe, model: CLIP, pairs: Resident) -> Loss:
     return lambda model, recipe, images, partners, generator: compiled(model, recipe, images, partners)
 
 
-# --- checkpoints ---
-
-
 def _checkpoint(folder: Path, model: CLIP, optimiser: Any, history: list[Any], evaluations: list[pd.DataFrame]) -> None:
     """Write everything that a continued run needs, in one file."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
-        tensors.update({f"adam.{index}.{name}": t for name, t in state.items()})
+        tensors |= {f"adam.{index}.{name}": t for name, t in state.items()}
     text = json.dumps({"history": history, "evaluations": [table.to_dict("list") for table in evaluations]})
     tensors["record"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     store.write_checkpoint(folder / "checkpoint", tensors, folder.name)
@@ -212,11 +196,10 @@ def _resume(folder: Path, model: CLIP, optimiser: Any) -> tuple[list[dict[str, A
     if tensors is None:
         return [], []
     record = json.loads(tensors.pop("record").numpy().tobytes())
-    model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
+    model.load_state_dict({name: tensors.pop(f"model.{name}") for name in model.state_dict()})
+    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, t in tensors.items():
-        if name.startswith("adam."):
-            _, index, part = name.split(".")
-            state.setdefault(int(index), {})[part] = t
+        _, index, part = name.split(".")
+        state[int(index)][part] = t
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return record["history"], [pd.DataFrame(table) for table in record["evaluations"]]

@@ -17,23 +17,26 @@ import torch
 from open_clip.model import CLIP
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lib import store
 from lib.captions import DataError, encode
 from lib.data import Prepared
-from lib.model import embed_images, embed_texts, encode_text
+from lib.model import BLOCK, embed_images, embed_texts
 from lib.sources import Columns, locate, open_rows, read_rows
 
-SETS = {  # name -> where its parts lie among the parquet files that the Hub makes, training part first
-    "imagenette": ("hf://datasets/frgfm/imagenette@refs/convert/parquet/160px/{}/*.parquet", ("train", "validation")),
-    "cifar10": ("hf://datasets/uoft-cs/cifar10@refs/convert/parquet/plain_text/{}/*.parquet", ("train", "test")),
+HUB = "hf://datasets/{}@refs/convert/parquet/{}/*.parquet"  # the parquet files that the Hub makes of every data set
+SETS = {  # name -> where its training and its test part lie
+    "imagenette": [HUB.format("frgfm/imagenette", f"160px/{part}") for part in ("train", "validation")],
+    "cifar10": [HUB.format("uoft-cs/cifar10", f"plain_text/{part}") for part in ("train", "test")],
 }
 LIMITS = {"train": 5000, "test": 2000}  # images taken of a part, evenly spaced
 STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of the logistic regression's L2 penalty, the simplest fit first
 SHRINKAGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, per image
 LONGEST = 77  # tokens of a prompt before those that a model cannot read are left out
-PHOTO, SCENE = "a photo of a {}", "a {}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Labelled:
     train_classes: np.ndarray  # int64 [N], index into class_names
     test_images: np.ndarray  # uint8 [M, 3, pixels, pixels]
     test_classes: np.ndarray  # int64 [M]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # () where the file tells none
     fingerprint: str  # of all of it, so that scores with other images have another name in the store
 
 
@@ -53,117 +56,95 @@ def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
     """Return the labelled sets for a data set of photographs; none for scenes, which have classes of their own.
 
     They are read from <name>_train.parquet and <name>_test.parquet (columns image, label) beside the data set, else
-    from the Hub, and kept decoded in the store. A set that is in neither place is left out with a warning.
-
-    Raises:
-        DataError: the data set is nowhere, or a file beside it cannot be used.
+    from the Hub, and kept decoded in the store. A set that is in neither place is left out with a warning. Raise
+    DataError where the data set is nowhere, or a file beside it cannot be used.
     """
     kind, where = locate(dataset)
     found, folder = [], Path(where).parent if kind in ("parquet", "imagefolder") else Path("the folder of the data set")
-    for name, (hub, parts) in SETS.items() if kind != "scenes" else ():
-        sources = [str(folder / f"{name}_{part}.parquet") for part in LIMITS]
-        if not all(Path(source).is_file() for source in sources):
-            sources = [hub.format(part) for part in parts]
+    for name, on_hub in SETS.items() if kind != "scenes" else ():
+        files = [folder / f"{name}_{part}.parquet" for part in LIMITS]
+        beside = all(file.is_file() for file in files)
         try:
-            found.append(_kept(name, sources, pixels))
+            found.append(_kept(name, [str(file) for file in files] if beside else on_hub, pixels))
         except DataError as error:
-            if sources[0].startswith(str(folder)):
+            if beside:
                 raise
-            warnings.warn(
-                f"no labelled images '{name}', so nothing is probed on them: put {name}_train.parquet and "
-                f"{name}_test.parquet (columns image, label) into {folder}, or go online. {error}",
-                stacklevel=2,
-            )
+            advice = f"put {files[0].name} and {files[1].name} (columns image, label) into {folder}, or go online"
+            warnings.warn(f"no labelled images '{name}', so nothing is probed on them: {advice}. {error}", stacklevel=2)
     return found
 
 
 def _kept(name: str, sources: list[str], pixels: int) -> Labelled:
     """Return a labelled set from the store; what is in the store changes when a file does."""
-    states = [Path(source).stat() if Path(source).is_file() else None for source in sources]
-    state = [(one.st_size, one.st_mtime_ns) if one else None for one in states]
-    key = hashlib.sha256(json.dumps([sources, state, pixels, LIMITS]).encode()).hexdigest()[:16]
+    files = [Path(source).stat() for source in sources if Path(source).is_file()]
+    state = [sources, [(file.st_size, file.st_mtime_ns) for file in files], pixels, LIMITS]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
     def build(to: Path) -> None:
-        tensors, digest, names = {}, hashlib.sha256(), ()
-        for (part, limit), source in zip(LIMITS.items(), sources, strict=True):
-            images, classes, names = _decoded(source, limit, pixels)
-            tensors |= {f"{part}_images": torch.from_numpy(images), f"{part}_classes": torch.from_numpy(classes)}
-            digest.update(images.tobytes() + classes.tobytes())
-        store.write_tensors(to / "tensors.safetensors", tensors)
-        store.write_json(to / "content.json", {"class_names": names, "fingerprint": digest.hexdigest()})
+        train, test = (_decoded(source, part, pixels) for part, source in zip(LIMITS, sources, strict=True))
+        with store.atomic(to / "set.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, **train | test)
 
     entry = store.get_or_build("labelled", key, build, {"name": name, "pixels": pixels})
-    arrays = {part: tensor.numpy() for part, tensor in store.read_tensors(entry / "tensors.safetensors").items()}
-    content = json.loads((entry / "content.json").read_text())
-    names = tuple(content["class_names"])
-    return Labelled(name=name, class_names=names, fingerprint=content["fingerprint"], **arrays)
+    with np.load(entry / "set.npz") as file:
+        found: dict[str, Any] = dict(file)
+    fingerprint = hashlib.sha256(b"".join(array.tobytes() for array in found.values())).hexdigest()
+    found["class_names"] = tuple(found["class_names"].tolist())
+    return Labelled(name=name, fingerprint=fingerprint, **found)
 
 
-def _decoded(source: str, limit: int, pixels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return images uint8 `[N, 3, pixels, pixels]`, classes int64 `[N]` and class names of a part."""
+def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
+    """Return the arrays of `Labelled` that are of one part, and class_names."""
     opened = open_rows(source)
-    columns = Columns("img" if "img" in opened.features else "image", [], "label")
-    if columns.image not in opened.features or "int" not in str(getattr(opened.features.get("label"), "dtype", "")):
+    columns, label = Columns("img" if "img" in opened.features else "image", [], "label"), opened.features.get("label")
+    if columns.image not in opened.features or "int" not in str(getattr(label, "dtype", "")):
         raise DataError(f"{source}: expected columns 'image' and 'label' (an integer), found {[*opened.features]}.")
     rows = [row for row in read_rows(opened, source, columns, pixels) if row.labels]
-    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int))]
-    classes = np.array([row.labels[0] for row in rows], np.int64)  # evenly spaced, as some sets lie by class
-    return np.stack([row.image for row in rows]), classes, tuple(getattr(opened.features["label"], "names", None) or ())
-
-
-# --- three measures ---
+    if not rows:
+        raise DataError(f"{source}: no row has a label.")
+    places = np.linspace(0, len(rows) - 1, min(LIMITS[part], len(rows))).round().astype(int)  # some sets lie by class
+    images, classes = zip(*((rows[place].image, rows[place].labels[0]) for place in places), strict=True)
+    found = {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes, np.int64)}
+    return found | {"class_names": np.array(getattr(label, "names", None) or (), str)}
 
 
 def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, float]:
-    """Return recall at k both ways, in [0, 1], for N matching pairs: `image_to_text_r1`, `text_to_image_r1`, ...
+    """Return recall at k both ways (`image_to_text_r1`, …), in [0, 1], of N matching pairs of unit vectors `[N, D]`.
 
     A pair counts as found when fewer than k others are more similar; a tie counts as half a pair, so a model that gives
     all captions one embedding finds nothing by the order of the rows.
-
-    Args:
-        image: unit vectors `[N, D]`.
-        text: unit vectors `[N, D]`, text i belongs to image i.
     """
     similarity = image @ text.T
-    out = {}
+    found: dict[str, float] = {}
     for way, s in (("image_to_text", similarity), ("text_to_image", similarity.T)):
         own = s.diagonal()[:, None]
         rank = (s > own).sum(dim=1) + ((s == own).sum(dim=1) - 1) / 2
-        out.update({f"{way}_r{k}": float((rank < k).double().mean()) for k in ks})
-    return out
+        found |= {f"{way}_r{k}": float((rank < k).double().mean()) for k in ks}
+    return found
 
 
 def linear_probe(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> float:
     """Return the accuracy in [0, 1] of a logistic regression on standardised features; NaN with fewer than two classes.
 
-    Its L2 penalty is the one that does best on a held-out fifth of the training rows.
-
-    Args:
-        train: features `[N, D]` with classes int `[N]`.
-        test: features `[M, D]` with classes int `[M]`.
+    Features are `[N, D]`, classes int `[N]`. The L2 penalty is the one that does best on a held-out fifth of the
+    training rows; among equally good ones it is the largest.
     """
-    train, test = _standardised(train, test)
     held = np.random.default_rng(0).permutation(len(train)) < len(train) // 5
     if len(np.unique(train_y[~held])) < 2 or not len(test):
         return float("nan")
-
-    def fit(rows: np.ndarray, strength: float) -> LogisticRegression:
-        # embeddings lie in a narrow cone, where Newton's method takes a tenth of the steps of L-BFGS
-        return LogisticRegression(C=1 / strength, solver="newton-cholesky", tol=1e-6).fit(train[rows], train_y[rows])
-
-    best = max(STRENGTHS, key=lambda strength: fit(~held, strength).score(train[held], train_y[held]))
-    return float(fit(np.full(len(train), True), best).score(test, test_y))
+    # embeddings lie in a narrow cone, where Newton's method takes a tenth of the steps of L-BFGS
+    regression = LogisticRegression(solver="newton-cholesky", tol=1e-6)
+    search = GridSearchCV(regression, {"C": [1 / strength for strength in STRENGTHS]}, cv=[(~held, held)])
+    probe = make_pipeline(StandardScaler(), search)
+    return float(probe.fit(train.astype(float), train_y).score(test.astype(float), test_y))
 
 
 def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray) -> float:
     """Return what a ridge regression on class shares finds, in milliseconds: in [0, 1], NaN without classes to test.
 
-    It is the accuracy over the rows with a class when no row has several, else the average precision, mean over the
-    classes of the test rows. The shrinkage is the one with the smallest leave-one-out error.
-
-    Args:
-        train: features `[N, D]` with class shares `[N, K]`, as in `Prepared.targets`.
-        test: features `[M, D]` with class shares `[M, K]`.
+    Features are `[N, D]`, class shares `[N, K]`, as in `Prepared.targets`. It is the accuracy over the rows with a
+    class when no row has several, else the average precision, mean over the classes of the test rows. The shrinkage is
+    the one with the smallest leave-one-out error.
     """
     single = all(((t > 0).sum(axis=1) <= 1).all() for t in (train_targets, test_targets))
     if single:
@@ -171,18 +152,12 @@ def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, 
         train, train_targets, test, test_targets = train[known], train_targets[known], test[asked], test_targets[asked]
     if not len(train) or not test_targets.any():
         return float("nan")
-    train, test = _standardised(train, test)
-    scores = RidgeCV(alphas=len(train) * np.array(SHRINKAGES)).fit(train, train_targets.astype(float)).predict(test)
+    ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=len(train) * np.array(SHRINKAGES)))
+    scores = ridge.fit(train.astype(float), train_targets.astype(float)).predict(test.astype(float))
     if single:
         return float((scores.argmax(axis=1) == test_targets.argmax(axis=1)).mean())
-    classes = np.flatnonzero(test_targets.any(axis=0))
-    return float(np.mean([average_precision_score(test_targets[:, k] > 0, scores[:, k]) for k in classes]))
-
-
-def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as float64, scaled by mean and deviation of `train`; what does not vary stays near 0."""
-    centre, spread = train.mean(axis=0, dtype=float), np.maximum(train.std(axis=0, dtype=float), 1e-6)
-    return (train - centre) / spread, (test - centre) / spread
+    classes = test_targets.any(axis=0)
+    return float(average_precision_score(test_targets[:, classes] > 0, scores[:, classes]))
 
 
 def zero_shot(
@@ -192,12 +167,8 @@ def zero_shot(
 
     Only classes count whose prompt the model can read (all its tokens in `token_ids`, within its context), and only
     their images. NaN with fewer than two of them, or without images.
-
-    Args:
-        images: unit vectors `[M, D]` on the CPU.
-        classes: int `[M]`, indices into `class_names`.
-        token_ids: int64 `[V]`, open_clip's id of each compact id.
-        prompt: with {} for the name of a class.
+    `images`: unit vectors `[M, D]`; `classes`: int `[M]`, indices into `class_names`; `token_ids`: int64 `[V]`,
+    open_clip's id of each compact id; `prompt`: with {} for the name of a class.
     """
     ids = encode([[prompt.format(name)] for name in class_names], 1, LONGEST)[:, 0]
     context = len(model.positional_embedding)
@@ -205,14 +176,9 @@ def zero_shot(
     asked = np.isin(classes, readable)
     if len(readable) < 2 or not asked.any():
         return float("nan"), len(readable)
-    tokens = torch.from_numpy(np.searchsorted(token_ids, ids[readable, :context]))
-    with torch.no_grad():
-        text = encode_text(model, tokens.to(next(model.parameters()).device)).cpu()
+    text = embed_texts(model, np.searchsorted(token_ids, ids[readable, :context]))
     nearest = (images[torch.from_numpy(asked)] @ text.T).argmax(dim=1).numpy()
     return float((readable[nearest] == classes[asked]).mean()), len(readable)
-
-
-# --- all of them ---
 
 
 def has_labels(prepared: Prepared) -> bool:
@@ -238,7 +204,7 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict
     test = prepared.subsets["test"]
     image = embed_images(model, prepared.images, test)[0]
     found = retrieval(image, embed_texts(model, prepared.tokens[test, 0]))
-    prompt = SCENE if prepared.data.dataset == "scenes" else PHOTO
+    prompt = "a {}" if prepared.data.dataset == "scenes" else "a photo of a {}"
 
     def ask(name: str, seen: Tensor, seen_y: np.ndarray, new: Tensor, new_y: np.ndarray, names: Any) -> None:
         accuracy, readable = zero_shot(model, new, new_y, names, prepared.token_ids, prompt)
@@ -249,10 +215,11 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict
         seen, new = (embed_images(model, x, np.arange(len(x)))[0] for x in (one.train_images, one.test_images))
         ask(one.name, seen, one.train_classes, new, one.test_classes, one.class_names)
     if has_labels(prepared):
-        known, classes = prepared.true_targets.any(axis=1), prepared.true_targets.argmax(axis=1)
+        known, classes = prepared.true_targets.sum(axis=1) > 0, prepared.true_targets.argmax(axis=1)
         rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
         rows, asked = rows[known[rows]], known[test]
-        seen = embed_images(model, prepared.originals(rows), np.arange(len(rows)))[0]
+        blocks = (prepared.originals(part) for part in np.split(rows, range(BLOCK, len(rows), BLOCK)))
+        seen = torch.cat([embed_images(model, block, np.arange(len(block)))[0] for block in blocks])
         ask("labels", seen, classes[rows], image[torch.from_numpy(asked)], classes[test[asked]], prepared.class_names)
     return found
 

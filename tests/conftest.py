@@ -41,14 +41,9 @@ def shelf(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared(shelf):
     """The tiny world, prepared once for all tests; nobody changes it."""
-    before = os.environ.get("CLIPMEM_RUNS")
-    os.environ["CLIPMEM_RUNS"] = str(shelf)
-    made = prepare(TINY.data)
-    if before is None:
-        del os.environ["CLIPMEM_RUNS"]
-    else:
-        os.environ["CLIPMEM_RUNS"] = before
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPMEM_RUNS", str(shelf))
+        return prepare(TINY.data)
 
 
 @pytest.fixture

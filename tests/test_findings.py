@@ -1,154 +1,136 @@
-"""lib/findings.py: findings are validated, kept side by side, shown in README, and never half written."""
+"""Findings: recorded by this very run, compared with the reference, published on conditions, shown in README."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lib import findings
+from lib.findings import FindingsError
 from lib.stats import Estimate
 
 NOTEBOOK = "02_miscaptioned_memorization"
-ABOUT = {"notebook": NOTEBOOK, "dataset": "scenes", "scale": "laptop", "run_keys": ["k1", "k2"], "commit": "abc"}
+ABOUT = {"notebook": NOTEBOOK, "dataset": "scenes", "name": "scenes", "scale": "laptop", "seeds": 3, "commit": "abc"}
+ABOUT |= {"run_keys": ["k1", "k2"]}
 
 
-def finding(**changes) -> findings.Finding:
-    made = findings.decide("2a", "wrong > clean", "difference", Estimate(0.25, 0.1, 0.4, 3, 100), ABOUT)
-    return replace(made, **changes)
+def finding(name="2a", **changes):
+    estimate = Estimate(0.25, 0.1, 0.4, 3, 100)
+    return replace(findings.decide(name, "swapped > clean", "difference", estimate, ABOUT), **changes)
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.delenv("CLIPMEM_RUNS", raising=False)
-    monkeypatch.delenv("CLIPMEM_RUN_ID", raising=False)
-    (tmp_path / "figures" / "scenes-laptop").mkdir(parents=True)
-    (tmp_path / "figures" / "scenes-laptop" / "02_a.png").write_bytes(b"png")
-    return tmp_path
+    """A project, and one figure among its results."""
+    monkeypatch.setattr(findings, "ROOT", tmp_path / "project")
+    (tmp_path / "project" / "figures").mkdir(parents=True)
+    shutil.copy(findings.store.ROOT / "figures" / "paper.json", tmp_path / "project" / "figures")
+    folder = findings.results_folder("scenes", "laptop")
+    folder.mkdir(parents=True)
+    for ending in findings.ENDINGS:
+        (folder / f"02_a{ending}").write_text(ending)
+    return tmp_path / "project"
 
 
-def recorded(root, *items, notebook=NOTEBOOK, scale="laptop"):
-    return findings.record(notebook, items, [], "scenes", scale, root)
-
-
-def test_record_writes_the_results_of_this_very_run(root, monkeypatch):
+def test_the_results_are_those_of_this_very_run(root, monkeypatch):
     monkeypatch.setenv("CLIPMEM_RUN_ID", "run-7")
-    monkeypatch.setenv("CLIPMEM_RUNS", str(root / "elsewhere"))
-    figures = ["figures/scenes-laptop/02_a.png"]
-    path = findings.record(NOTEBOOK, [finding()], figures, "scenes", "laptop", root)
-    assert path == root / "elsewhere" / "results" / "scenes-laptop" / f"{NOTEBOOK}.json"
-    done = json.loads(path.read_text())
-    assert (done["run_id"], done["notebook"], done["figures"]) == ("run-7", NOTEBOOK, figures)
-    assert done["findings"][0]["verdict"] == "reproduced" and list(done["findings"][0]) == findings.FIELDS
+    path = findings.record(NOTEBOOK, [finding()], ["02_a"], ABOUT)
+    found = findings.read_results(path)
+    assert path == findings.results_folder("scenes", "laptop") / f"{NOTEBOOK}.json"
+    assert (found["run_id"], found["figures"]) == ("run-7", ["02_a"])
+    assert found["findings"]["verdict"].tolist() == ["reproduced"]
+    with pytest.raises(FindingsError, match=r"02_b\.png: declared, but not saved"):
+        findings.record(NOTEBOOK, [finding()], ["02_b"], ABOUT)
+    assert not list(root.glob("figures/*/")), "a reader's run never touches the reference"
 
 
-def test_a_notebook_replaces_its_own_findings_and_keeps_the_others(root):
-    recorded(root, replace(finding(finding="3"), notebook="03_x"), notebook="03_x")
-    recorded(root, finding(), finding(claim="older"))
-    recorded(root, finding(claim="newer"))
-    rows = findings.read(root)
-    assert list(rows.claim) == ["newer", "wrong > clean"] and list(rows.notebook) == [NOTEBOOK, "03_x"]
-    assert not list((root / "figures").rglob("*.part")) and not list((root / "figures").rglob("*.lock"))
-
-
-def test_notebooks_that_end_at_once_lose_nothing(root):
-    names = [f"{i:02d}_x" for i in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: recorded(root, finding(notebook=name), notebook=name), names))
-    assert sorted(findings.read(root).notebook) == names
-
-
-def test_read_leaves_smoke_out(root):
-    recorded(root, finding(scale="smoke"), scale="smoke")
-    assert findings.read(root).empty
-    assert findings.table(findings.read(root)) == "No findings are recorded yet."
-
-
-def test_what_is_not_finite_becomes_null_and_not_testable(root):
+def test_smoke_decides_nothing_and_what_is_not_finite_becomes_null(root):
+    smoke = {**ABOUT, "scale": "smoke"}
+    assert findings.decide("2a", "c", "s", Estimate(0.25, 0.1, 0.4, 3, 100), smoke).verdict == findings.NOT_JUDGED
     broken = findings.decide("2a", "c", "s", Estimate(np.float64("nan"), -np.inf, np.inf, np.int64(3), 100), ABOUT)
-    assert (broken.value, broken.low, broken.verdict) == (None, None, "not testable at this scale")
-    text = recorded(root, broken).read_text()
-    assert "NaN" not in text and '"value": null' in text
-    assert "—" in findings.table(findings.read(root))
+    path = findings.record(NOTEBOOK, [broken], [], ABOUT)
+    assert '"value": null' in path.read_text() and findings.read_results(path)["findings"]["low"].isna().all()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"verdict": "yes"}, "verdict is 'yes'"),
-        ({"low": 0.5}, "rising order"),
-        ({"seeds": 0}, "seeds is 0"),
-        ({"claim": ""}, "claim is ''"),
-        ({"value": "0.2"}, "expected numbers"),
-        ({"dataset": "flickr8k"}, "belongs to"),
-        ({"run_keys": (1,)}, "run_keys"),
-    ],
-)
-def test_record_refuses_a_malformed_finding(root, changes, message):
-    with pytest.raises(findings.FindingsError, match=f"finding 1: .*{message}"):
-        recorded(root, finding(**changes))
-    assert not list(root.rglob("*.json"))
+def test_two_data_sets_never_share_a_folder_of_results():
+    x, y = (findings.results_folder(f"{folder}/photos.v2.parquet", "laptop") for folder in ("x", "y"))
+    assert x != y and findings.reference_folder("x/photos.v2.parquet", "laptop").name == "photos-v2-laptop"
+    assert findings.reference_folder("x/scenes.parquet", "laptop") != findings.reference_folder("scenes", "laptop")
 
 
-def test_record_refuses_a_figure_that_was_not_saved(root):
-    with pytest.raises(findings.FindingsError, match="declared but not saved"):
-        findings.record(NOTEBOOK, [finding()], ["figures/missing.png"], "scenes", "laptop", root)
+def test_compare_counts_the_claims_that_are_in_both(root):
+    here = [finding("2a"), finding("2d", verdict="direction only"), finding("2x"), finding("3a", value=np.nan)]
+    there = [finding("2a", value=0.2504), finding("2d", value=0.2501), finding("3a"), finding("4a")]
+    here, there = (pd.DataFrame([asdict(item) for item in items]) for items in (here, there))
+    sentence = "3 claims: 2 verdicts as in the reference, 1 differs (2d); largest difference 0.0004 (2a)."
+    assert findings.compare(here, there) == sentence
+    assert findings.compare(there, there).startswith("4 claims: 4 verdicts as in the reference; largest difference 0 (")
+    assert findings.compare(here.tail(0), there) == "The reference has none of these claims."
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[{", "cannot be read as JSON"),
-        ("{}", "expected a list"),
-        ('[{"claim": "x"}]', "entry 1: .*missing or unknown: commit"),
-        ("[3]", "entry 1: .*int"),
-        ('[{"value": NaN}]', "NaN"),
-    ],
-)
-def test_a_malformed_file_is_named_with_its_entry(root, content, message, capsys):
-    path = root / "figures" / "scenes-laptop" / "findings.json"
+def test_publish_replaces_what_the_reference_held_of_a_notebook(root):
+    reference = findings.reference_folder("scenes", "laptop")
+    reference.mkdir()
+    old = [asdict(finding(notebook="03_x", value=None)), asdict(finding("2b"))]
+    (reference / "findings.json").write_text(json.dumps(old))
+    for name in ("02_renamed.png", "03_b.png"):
+        (reference / name).touch()
+    findings.record(NOTEBOOK, [finding("2a")], ["02_a"], ABOUT)
+    findings.record("00_tour", [], [], {"dataset": "scenes", "scale": "laptop"})
+    assert findings.publish("scenes", "laptop", ["00_tour", NOTEBOOK]) == reference
+    files = {f"02_a{ending}" for ending in findings.ENDINGS} | {"findings.json", "03_b.png"}
+    assert {path.name for path in reference.iterdir()} == files
+    assert findings.read_reference(reference)["finding"].tolist() == ["2a", "2a"]
+    assert "NaN" not in (reference / "findings.json").read_text()
+    assert "| 2a | swapped > clean |" in (root / "figures" / "README.md").read_text()
+
+
+REFUSED = {
+    "smoke decides nothing": {"scale": "smoke"},
+    "2 seeds are too few": {"seeds": 2},
+    r"from commit abc\+": {"commit": "abc+"},
+    "from commit unknown": {"commit": "unknown"},
+    r"different commits \(abc, def\)": {"commit": "def"},
+    f"{NOTEBOOK}.json is missing: run notebook": {"notebook": "04_y"},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_publish_refuses(root, reason):
+    about = {**ABOUT, **REFUSED[reason]}
+    findings.record(about["notebook"], [finding()], [], about)
+    findings.record("03_x", [finding()], [], {**about, "commit": about["commit"].replace("def", "abc")})
+    with pytest.raises(FindingsError, match=reason):
+        findings.publish("scenes", about["scale"], [NOTEBOOK, "03_x"])
+    assert not list(root.glob("figures/*/"))
+
+
+@pytest.mark.parametrize("content", ["", "[{", "{}x", "3", '[{"claim": "x"}]', "[3]", '["a"]', "null"])
+def test_a_damaged_file_is_named(root, content):
+    reference = findings.reference_folder("scenes", "laptop")
+    reference.mkdir()
+    (reference / "findings.json").write_text(content)
+    with pytest.raises(FindingsError, match=f"{reference}/findings.json is damaged: restore it with git"):
+        findings.page()
+    path = findings.results_folder("scenes", "laptop") / f"{NOTEBOOK}.json"
     path.write_text(content)
-    with pytest.raises(findings.FindingsError, match=message) as error:
-        findings.read(root)
-    assert str(path) in str(error.value)
-    assert findings.main(["--check"], root) == 1 and str(path) in capsys.readouterr().err
+    with pytest.raises(FindingsError, match=f"{NOTEBOOK}.json is damaged: run notebook {NOTEBOOK} again"):
+        findings.read_results(path)
 
 
-def test_table_shows_the_paper_ours_and_the_command(root):
-    recorded(root, finding(claim="a|b"), finding(finding="2c", claim="better than g"))
-    lines = findings.table(findings.read(root)).splitlines()
-    assert len(lines) == 4 and "above .89" in lines[2] and "a\\|b" in lines[2] and "—" in lines[3]
-    assert "difference: 0.250 [0.100, 0.400]" in lines[2] and "**reproduced**" in lines[2]
-    assert "`./run_all.sh laptop --only 02`" in lines[2]
-    photos = findings.read(root).assign(dataset="flickr8k")
-    assert "`./run_all.sh laptop --only 02 --dataset flickr8k`" in findings.table(photos)
+def test_the_page_shows_what_the_paper_reports_and_how_to_repeat_ours(root):
+    reference = findings.reference_folder("flickr8k", "laptop")
+    reference.mkdir()
+    rows = [finding(claim="a|b", dataset="flickr8k"), finding("2c", dataset="coco12k", low=None)]
+    (reference / "findings.json").write_text(json.dumps([asdict(row) for row in rows]))
+    text = findings.page()
+    assert "a\\|b" in text and "above .89" in text and "**reproduced**" in text
+    assert "0.250 [0.100, 0.400]" in text and "0.250 [—, 0.400]" in text
+    assert "--only 02 --dataset flickr8k`" in text and "--dataset coco12k.parquet`" in text
 
 
-def test_readme_is_written_checked_and_found_stale(root, capsys):
-    readme = root / "README.md"
-    readme.write_text(f"# Title\n{findings.BEGIN}\n{findings.END}\nthe end\n")
-    recorded(root, finding())
-    assert findings.main(["--check"], root) == 1 and "stale" in capsys.readouterr().err
-    assert findings.main(["--write"], root) == 0 and findings.main(["--check"], root) == 0
-    text = readme.read_text()
-    assert text.startswith("# Title\n") and text.endswith("the end\n") and "wrong > clean" in text
-    recorded(root, finding(value=0.3))
-    assert findings.main(["--check"], root) == 1
-
-
-@pytest.mark.parametrize("text", ["no markers", f"{findings.END}{findings.BEGIN}", f"{findings.BEGIN}" * 2])
-def test_readme_without_its_two_markers_is_named(root, text, capsys):
-    (root / "README.md").write_text(text)
-    assert findings.main(["--write"], root) == 1 and "README.md must hold" in capsys.readouterr().err
-    assert (root / "README.md").read_text() == text
-
-
-def test_without_a_flag_the_table_is_printed(root, capsys):
-    recorded(root, finding())
-    assert findings.main([], root) == 0 and "wrong > clean" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(not (findings.ROOT / "README.md").exists(), reason="README.md is not written yet")
-def test_the_projects_readme_holds_the_committed_findings():
-    assert findings.main(["--check"]) == 0
+def test_the_committed_page_is_not_stale():
+    assert (findings.ROOT / "figures" / "README.md").read_text() == findings.page()

@@ -1,8 +1,8 @@
 """The runner behind run_all.sh, on small notebooks made here."""
 
-import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,207 +11,223 @@ from pathlib import Path
 from unittest import mock
 
 import nbformat
-import papermill
 import pytest
 from filelock import FileLock
 
-from lib import execute, preflight, run
-from lib.execute import Place
-from lib.preflight import Check, complaints, given, parse
+from lib import execute, findings, run, sources, study
+from lib.captions import DataError
+from lib.run import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-PARAMETERS = 'scale: str = "smoke"  # size\ndataset: str = "scenes"  # which pairs\nseeds: int = 0  # 0: not given'
+PARAMETERS = (
+    'scale: str = "smoke"  # size\ndataset: str = "scenes"\nseeds: int = 0  # 0: not given\nforce: bool = False'
+)
+# What study.finish writes, without the seconds that it takes to import lib
 RESULTS = """import json, os
 from pathlib import Path
 folder = Path(os.environ["CLIPMEM_RUNS"], "results", f"{dataset}-{scale}")
 folder.mkdir(parents=True, exist_ok=True)
-row = dict(finding=2, claim="wrong captions are memorized", verdict="reproduced", statistic="difference", value=0.36,
-           low=0.31, high=None, seeds=seeds, notebook=NAME)
-done = dict(run_id=os.environ["CLIPMEM_RUN_ID"], notebook=NAME, findings=[row], figures=FIGURES)
-figures = Path(PROJECT, "figures", f"{dataset}-{scale}")
-figures.mkdir(parents=True, exist_ok=True)
-(figures / "findings.json").write_text(json.dumps([row]))
+where = dict(seeds=seeds, dataset=dataset, scale=scale, notebook=NAME, commit="abc")
+row = dict(finding="2a", claim="swapped captions are memorized", verdict="reproduced", statistic="difference",
+           value=0.36, low=0.31, high=None, run_keys=["k"], **where)
+done = dict(run_id=os.environ["CLIPMEM_RUN_ID"], notebook=NAME, about=where, findings=[row], figures=FIGURES)
 (folder / f"{NAME}.json").write_text(json.dumps(done))"""
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A project with no notebook yet, whose preflight looks at the notebooks only."""
-    for name in ("versions", "accelerator", "data_set", "disk", "memory"):
-        monkeypatch.setattr(preflight, name, lambda *_, name=name: Check(name, True, "not looked at"))
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as run_all.sh does
-    with mock.patch.dict(os.environ):  # a run sets variables for its kernel
-        yield Place(tmp_path, tmp_path / "runs", "scenes-smoke")
+def project(tmp_path, monkeypatch):
+    """A project with no notebook yet, in a folder with a difficult name; data and costs are not looked at."""
+    monkeypatch.setattr(sources, "check", lambda *_: "data not looked at")
+    monkeypatch.setattr(study, "cost", lambda stems, *_: [(stem, 3, 2, 600.0) for stem in stems])
+    folder = tmp_path / "a {project}"
+    (folder / "notebooks").mkdir(parents=True)
+    monkeypatch.setattr(findings, "ROOT", folder)
+    with mock.patch.dict(os.environ, CLIPMEM_RUNS=str(folder / "runs")):  # a run sets variables for its kernel
+        yield folder
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
 
 
-def write(place, name, *cells, parameters=PARAMETERS, results=True, figures=()):
+def write(project, name, *cells, parameters=PARAMETERS, results=True, figures=()):
     """Write a notebook: a title, its parameters, the cells given, and the results file as the last act."""
     tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    values = f"NAME, PROJECT, FIGURES = {name!r}, {str(place.project)!r}, {list(figures)!r}"
-    last = [f"{values}\n{RESULTS}"] if results else []
+    last = [f"NAME, FIGURES = {name!r}, {list(figures)!r}\n{RESULTS}"] if results else []
     code = [nbformat.v4.new_code_cell(cell) for cell in [*cells, *last]]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# About {name}"), tagged, *code])
     book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    nbformat.write(book, place.project / "notebooks" / f"{name}.ipynb")
+    nbformat.write(book, project / "notebooks" / f"{name}.ipynb")
+    return project / "notebooks" / f"{name}.ipynb"
 
 
-def test_a_notebook_that_does_its_work(place, capfd):
-    look = "import os, sys, lib.recipes\nprint('seen', seeds, dataset)\nprint('kernel', sys.executable)"
-    write(place, "02_good", look, "os.write(2, b'from outside Python')", figures=["figures/a.png"])
-    (place.project / "figures").mkdir()
-    (place.project / "figures" / "a.png").write_text("a figure")
-    assert run.main(["smoke", "--seeds", "3"], place.project) == 0
-    shown = capfd.readouterr().out
-    assert "[OK]   02_good  done" in shown
-    assert "reproduced                  0.36 [0.31, -]                 3  2: wrong captions are memorized" in shown
-    executed = place.runs / "executed" / "scenes-smoke"
-    log = (executed / "02_good.log").read_text()
-    assert "seen 3 scenes" in log and f"kernel {sys.executable}" in log
+def executed(project, name, scale="smoke"):
+    return project / "runs" / "executed" / f"scenes-{scale}" / name
+
+
+def test_a_notebook_that_does_its_work(project, capfd):
+    look = "import os, sys\nprint('seen', seeds, dataset, os.environ['CLIPMEM_LATER'])\nprint('kernel', sys.executable)"
+    progress = "print('\\r[....] training: 50 %', end='')\nprint('\\r  \\r', end='')"
+    write(project, "02_good", look, progress, "os.write(2, b'from outside Python')", figures=["a"])
+    write(project, "03_good", "seeds = 1", parameters='scale: str = "smoke"\ndataset: str = "scenes"')
+    for folder in ("runs/results/scenes-laptop", "figures/scenes-laptop"):
+        (project / folder).mkdir(parents=True)
+    (project / "runs/results/scenes-laptop/a.png").write_text("a figure")
+    assert run.main(["laptop", "--seeds", "5"], project) == 0
+    shown, log = capfd.readouterr().out, executed(project, "02_good.log", "laptop").read_text()
+    assert "2 notebooks, 6 models, 2 in the store, about 20 minutes on this machine" in shown
+    assert "[OK]   02_good  done in" in shown and "\n[....] training: 50 %\n" in shown
+    assert "reproduced  0.360 [0.310, -]          2a swapped captions are memorized" in shown
+    assert "Not compared with the reference" in shown and "findings.json is missing" in shown
+    assert "seen 5 scenes 600" in log and f"kernel {sys.executable}" in log
     assert "from outside Python" in log and "from outside Python" not in shown
-    assert "<html" in (executed / "02_good.html").read_text()
-    assert run.main(["smoke", "--list"], place.project) == 0
+    report = executed(project, "02_good.html", "laptop").read_text()
+    assert "seen 5 scenes" in report and "[....]" not in report.split("training")[-1]
+    link = re.search(r"Reports: (file:///\S+index.html)", shown)[1]
+    assert "%7Bproject%7D" in link and '"02_good.html"' in executed(project, "index.html", "laptop").read_text()
+    book = json.loads((project / "runs/results/scenes-laptop/02_good.json").read_text())
+    (project / "figures/scenes-laptop/findings.json").write_text(json.dumps(book["findings"]))
+    assert run.main(["laptop", "--list"], project) == 0
     shown = capfd.readouterr().out
-    assert "About 02_good" in shown and "1 reproduced" in shown and "not run here" not in shown
+    assert "02_good  About 02_good\n    here: run 2" in shown and "committed: 1 reproduced" in shown
 
 
-def test_a_failing_notebook_says_where_why_and_how_to_continue(place, capfd):
-    report = "from lib.progress import report\nreport('train f', 1, 4)"
-    write(place, "01_bad", report, "def deep():\n    raise ValueError('odd caption')\ndeep()")
-    write(place, "02_never")
-    assert run.main(["smoke"], place.project) == 1
+def test_smoke_decides_nothing(project, capfd):
+    write(project, "02_good")
+    assert run.main(["smoke"], project) == 0
     shown = capfd.readouterr().out
-    assert "[FAIL] 01_bad" in shown and "phase: train f" in shown and "cell [4]" in shown
-    assert "ValueError: odd caption" in shown and "deep()" in shown and "\x1b" not in shown
-    assert f"log: {place.runs}/executed/scenes-smoke/01_bad.log" in shown
-    assert "continue: ./run_all.sh smoke --from 01\n" in shown
-    assert "02_never" not in shown
+    assert "smoke shows that the machinery works, and nothing is decided" in shown and "reproduced" not in shown
+    assert run.main(["smoke", "--publish"], project) == 2 and "smoke decides nothing" in capfd.readouterr().err
 
 
-def test_keep_going_runs_what_comes_after_a_failure(place, capfd):
-    write(place, "01_bad", "1 / 0")
-    write(place, "02_good")
-    assert run.main(["smoke", "--keep-going"], place.project) == 1
+def test_a_failing_notebook_says_where_why_and_how_to_continue(project, capfd):
+    write(project, "01_bad", "def deep():\n    raise ValueError('inverted caption')\ndeep()")
+    write(project, "02_never")
+    assert run.main(["smoke"], project) == 1
     shown = capfd.readouterr().out
-    assert "[FAIL] 01_bad" in shown and "[OK]   02_good" in shown and "1 of 2 notebooks done" in shown
-    assert "wrong captions are memorized" in shown
+    assert "[FAIL] 01_bad  after" in shown and "cell [3]: ValueError: inverted caption" in shown
+    assert "deep()" in shown and "\x1b" not in shown and f"log: {executed(project, '01_bad.log')}" in shown
+    assert "continue: ./run_all.sh smoke --from 01\n" in shown and "02_never" not in shown
+    assert run.main(["smoke", "--keep-going"], project) == 1
+    shown = capfd.readouterr().out
+    assert "[FAIL] 01_bad" in shown and "[OK]   02_never" in shown and "1 of 2 notebooks done" in shown
 
 
-@pytest.mark.parametrize(
-    "cell, why",
-    [
-        ("import os\nos._exit(0)", "the kernel died"),
-        ("raise SystemExit(0)", "it stopped at cell [3] of 5 without an error"),
-        ("import errno\nraise OSError(errno.ENOSPC, 'No space left on device')", "the disk is full"),
-    ],
-)
-def test_a_notebook_that_ends_early_is_not_done(place, capfd, cell, why):
-    write(place, "02_early", cell, "after = 1")
-    assert run.main(["smoke"], place.project) == 1
-    assert why in capfd.readouterr().out
+EARLY = {
+    "import os\nos._exit(0)": "the kernel died",
+    "raise SystemExit(0)": "it stopped at cell [3] of 5 without an error",
+    "raise OSError(28, 'No space left on device')": "OSError: [Errno 28] No space left on device",
+}
 
 
-def test_a_forgotten_results_file_one_of_an_earlier_run_and_a_missing_figure(place):
+@pytest.mark.parametrize("cell", EARLY)
+def test_a_notebook_that_ends_early_is_not_done(project, capfd, cell):
+    write(project, "02_early", cell, "after = 1")
+    assert run.main(["smoke"], project) == 1
+    assert EARLY[cell] in capfd.readouterr().out
+
+
+def test_a_notebook_is_done_with_the_results_of_this_run_and_all_its_figures(tmp_path):
+    book, results = tmp_path / "02_x.ipynb", tmp_path / "results.json"
+
+    def refusal(**found):
+        if found:
+            whole = {"run_id": "new", "notebook": "02_x", "about": {}, "findings": [], "figures": []} | found
+            results.write_text(json.dumps(whole))
+        with pytest.raises(execute.NotebookError) as error:
+            execute.prove(book, results, "new")
+        return str(error.value)
+
     cell = {"cell_type": "code", "execution_count": 1, "source": "a = 1"}
-    executed, results, notebook = place.file(Path("02_x"), ".ipynb"), place.results(Path("02_x")), Path("02_x.ipynb")
-    executed.parent.mkdir(parents=True)
-    results.parent.mkdir(parents=True)
-    executed.write_text(json.dumps({"cells": [cell]}))
-    assert "did not write its results file" in execute.shortcomings(place, notebook, "new")[0]
-    results.write_text(json.dumps({"run_id": "old", "findings": [], "figures": []}))
-    assert "from an earlier run" in execute.shortcomings(place, notebook, "new")[0]
-    results.write_text(json.dumps({"run_id": "new", "findings": [], "figures": ["figures/b.png"]}))
-    assert execute.shortcomings(place, notebook, "new") == ["the figure figures/b.png is declared, and not there"]
-    executed.write_text(json.dumps({"cells": [cell, {**cell, "execution_count": None}]}))
-    assert "stopped at cell [1] of 2" in execute.shortcomings(place, notebook, "new")[0]
+    book.write_text(json.dumps({"cells": [cell]}))
+    assert "results.json is missing" in refusal()
+    assert "from an earlier run" in refusal(run_id="old")
+    assert "figure b is declared" in refusal(figures=["b"])
+    assert "results.json is damaged" in refusal(findings=[{"claim": "x"}])
+    book.write_text(json.dumps({"cells": [cell, {**cell, "execution_count": None}]}))
+    assert "stopped at cell [1] of 2" in refusal()
 
 
-def test_parameters_are_strict(place, capfd):
-    write(place, "02_odd", parameters='scale: str = "smoke"\ndatset: str = "scenes"')
-    assert run.main(["smoke"], place.project) == 2
-    shown = capfd.readouterr().out
-    assert "[FAIL] notebooks" in shown and "no parameter 'dataset'" in shown and "Did you mean datset?" in shown
-    assert not (place.runs / "executed").exists()
-    write(place, "02_odd")
-    notebook = place.project / "notebooks" / "02_odd.ipynb"
-    assert "Did you mean seeds?" in complaints(notebook, {"seed": 3})[0]
-    assert complaints(notebook, {"seeds": "3"}) == ["02_odd.ipynb: seeds is int there, and was given '3'."]
-    notebook.write_text("{")
-    assert "cannot be read" in preflight.parameters(parse(["smoke"]), [notebook]).text
+def test_parameters_are_strict(project, capfd):
+    def refusal(parameters):
+        write(project, "02_x", parameters=parameters)
+        assert run.main(["smoke"], project) == 2
+        return capfd.readouterr().err
+
+    assert "no parameter 'dataset'" in (text := refusal('scale: str = ""\ndatset: str = ""'))
+    assert text.startswith("[FAIL] 02_x.ipynb") and "Did you mean 'datset'?" in text
+    assert "Did you mean 'sedes'?" in refusal('scale: str = ""\ndataset: str = ""\nsedes: int = 3')
+    assert "seeds is str there, and was given 3" in refusal('scale: str = ""\ndataset: str = ""\nseeds: str = ""')
+    assert not (project / "runs" / "executed").exists()
+    (project / "notebooks" / "02_x.ipynb").write_text("{")
+    assert run.main(["smoke"], project) == 2 and "cannot be read as a notebook" in capfd.readouterr().err
 
 
-def test_seeds_and_force_go_only_to_notebooks_that_take_them(place):
-    write(place, "00_tour", parameters='scale: str = "smoke"\ndataset: str = "scenes"')
-    write(place, "02_all")
-    options, folder = parse(["smoke", "--seeds", "2", "--force"]), place.project / "notebooks"
-    assert given(options, folder / "00_tour.ipynb") == {"scale": "smoke", "dataset": "scenes"}
-    assert given(options, folder / "02_all.ipynb") == {"scale": "smoke", "dataset": "scenes", "seeds": 2}
+def test_a_notebook_gets_the_options_that_it_declares(project):
+    options = parse(["smoke", "--seeds", "2", "--force", "--captions", "a,b", "--image", "photo"])
+    notebook = write(project, "00_tour", parameters='scale: str = ""\ndataset: str = ""')
+    assert execute.parameters(notebook, options) == {"scale": "smoke", "dataset": "scenes"}
+    columns = f'{PARAMETERS}\ncaptions: str = ""\nimage: str = ""'
+    given = execute.parameters(write(project, "02_all", parameters=columns), options)
+    assert given["captions"] == "a,b" and given["image"] == "photo" and given["seeds"] == 2 and given["force"] is True
 
 
-def test_an_unknown_data_set_is_refused_before_anything_runs(place, monkeypatch, capfd):
-    monkeypatch.undo()
-    write(place, "02_good")
-    assert run.main(["smoke", "--dataset", "scense"], place.project) == 2
-    shown = capfd.readouterr().out
-    assert "[FAIL] data set" in shown and "scense" in shown and "Traceback" not in shown
+@pytest.mark.parametrize("late", [False, True])
+def test_a_data_set_that_cannot_be_used_is_refused_in_one_sentence(project, monkeypatch, capfd, late):
+    def refuse(*_):
+        raise DataError("scense: no such data set.")
+
+    write(project, "02_good")
+    monkeypatch.setattr(*((study, "cost") if late else (sources, "check")), refuse)
+    assert run.main(["smoke", "--dataset", "scense"], project) == 2
+    shown = capfd.readouterr()
+    assert shown.err == "[FAIL] scense: no such data set.\n" and "[....]" not in shown.out
 
 
-def test_only_from_and_a_notebook_that_is_not_there(place, capfd):
-    for name in ("01_a", "02_b", "03_c"):
-        write(place, name)
-    names = lambda *words: [path.stem for path in run.chosen(place.project, parse(words))]  # noqa: E731
-    assert names("--only", "02") == ["02_b"] and names("--from", "02") == ["02_b", "03_c"] and len(names()) == 3
-    assert run.main(["--only", "07"], place.project) == 2
-    assert "01_a, 02_b, 03_c" in capfd.readouterr().err
+def test_only_and_from_take_a_number_or_a_part_of_the_name(project, capfd):
+    for name in ("01_apples", "02_pears", "03_plums"):
+        write(project, name)
+    names = lambda *words: [path.stem[:2] for path in run.chosen(project, parse(list(words)))]  # noqa: E731
+    assert names("--only", "2") == names("--only", "02") == names("--only", "pear") == ["02"]
+    assert names("--from", "02") == names("--from", "pears") == ["02", "03"] and names() == ["01", "02", "03"]
+    assert run.main(["--only", "7"], project) == 2
+    assert "'7': 01_apples, 02_pears, 03_plums" in capfd.readouterr().err
 
 
-def test_a_full_disk_is_one_plain_line(place, monkeypatch, capfd):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    write(place, "02_good")
-    monkeypatch.setattr(papermill, "execute_notebook", full)
-    assert run.main(["smoke"], place.project) == 1
-    assert "the disk is full. Free some space" in capfd.readouterr().out
-    monkeypatch.setattr(run, "execute", full)
-    assert run.main(["smoke"], place.project) == 1
+def test_a_full_disk_is_one_plain_line(project, monkeypatch, capfd):
+    write(project, "02_good")
+    monkeypatch.setattr(execute, "write_report", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    assert run.main(["smoke"], project) == 1
     assert "No space left on device. What is trained stays" in capfd.readouterr().err
 
 
-def test_two_at_once_do_not_mix_their_files(place, capfd):
-    write(place, "02_good")
-    folder = place.runs / "executed" / "scenes-smoke"
-    folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"):
-        assert run.main(["smoke"], place.project) == 1
+def test_two_at_once_do_not_mix_their_files(project, capfd):
+    write(project, "02_good")
+    executed(project, "").mkdir(parents=True)
+    with FileLock(executed(project, ".lock")):
+        assert run.main(["smoke"], project) == 1
     assert "another run_all.sh" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("how, status", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_a_stopped_runner_takes_its_kernel_with_it(project, how, status):
+    mark = project / "pid"
+    write(project, "02_long", f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    code = f"""import sys; from pathlib import Path; from lib import run, sources, study
+sources.check, study.cost = (lambda *_: ""), (lambda stems, *_: [(stem, 0, 0, 0) for stem in stems])
+sys.exit(run.main(["smoke"], Path({str(project)!r})))"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    wait_for(lambda: mark.exists() and mark.read_text())
+    runner.send_signal(how)
+    assert runner.wait() == status
+    wait_for(lambda: not alive(mark.read_text()))
+
+
 def alive(pid):
-    """Whether a process still runs (a zombie does not)."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    """Return whether a process still runs (a zombie does not)."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_runner_takes_its_kernel_with_it(place, tmp_path, how):
-    pid_file = tmp_path / "pid"
-    write(place, "02_long", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))", "time.sleep(60)")
-    code = f"""import signal
-from pathlib import Path
-from lib import preflight, run
-signal.signal(signal.SIGTERM, run._interrupt)
-place = run.Place(Path({str(place.project)!r}), Path({str(place.runs)!r}), "scenes-smoke")
-place.file(Path("02_long"), ".log").parent.mkdir(parents=True)
-run.run_one(place, preflight.parse(["smoke"]), place.project / "notebooks" / "02_long.ipynb")"""
-    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
-    wait_for(lambda: pid_file.exists() and pid_file.read_text())
-    runner.send_signal(how)
-    runner.wait()
-    wait_for(lambda: not alive(int(pid_file.read_text())))
-
-
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

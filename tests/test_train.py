@@ -1,9 +1,6 @@
-"""Training: resumed equals uninterrupted, f and g start alike, schedules and records are what they say."""
+"""Training: resumed equals uninterrupted, what is recorded is what it says, and planted memorization is found."""
 
-import math
-import signal
-import subprocess
-import sys
+import ast
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,145 +8,163 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 
-from lib import memorization, models, objectives, store, sweep, tables, train
-from lib.recipes import f_and_g, key
-
-FILES = ("weights.safetensors", "history.parquet", "looks.parquet")
-KILLED = """
-import os, signal, sys
-import torch
-from pathlib import Path
-sys.path.insert(0, "tests")
-torch.set_num_threads(1)
-from conftest import TINY
-from lib import sweep, train
+from lib import scores, store, train
 from lib.data import prepare
-train.CHECKPOINT_SECONDS = 0
-prepared = prepare(TINY.data, Path(sys.argv[1]))
-plain = train._checkpoint
-def checkpoint(folder, model, optimiser, history, looks):
-    plain(folder, model, optimiser, history, looks)
-    if len(history) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-train._checkpoint = checkpoint
-sweep.run(TINY, prepared)
-"""
+from lib.recipes import Data, f_and_g
+
+FILES = {"weights.safetensors", "history.parquet", "evaluations.parquet"}
+NOISY = replace(TINY, n_captions=3, word_dropout=0.2, text_noise=0.1, image_noise=0.1, noise_at="before")
+FROZEN = replace(TINY, frozen="image")
+LABEL, VIEW = replace(TINY, objective="label", colour=0.2), replace(TINY, objective="view", evaluations=4)
 
 
-class Interrupted(Exception):
-    pass
+def evaluate(model):
+    """Return a table of scores, and numbers, of a model; quickly."""
+    assert not model.training
+    score = model.visual.proj.detach()[0, :2].double().numpy()
+    table = pd.DataFrame({"pair_id": [0, 1], "subset": "candidate", "score": score})
+    return table, {"asked": 1.0, "none": float("nan")}
 
 
-def interrupt_after(epochs):
-    def note(done, total):
-        if done == epochs:
-            raise Interrupted
-
-    return note
-
-
-def same_files(a, b):
-    for name in FILES:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-
-
-VARIED = {
-    "captions": {"captions": 3, "word_dropout": 0.2, "text_noise": 0.1},
-    "label": {"objective": "label", "colour": 0.2},
-    "view": {"objective": "view", "epochs": 2, "looks": 1},
-    "frozen": {"frozen": "image"},
-}
-
-
-@pytest.mark.parametrize("varied", ["", *VARIED])
-def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tiny, tmp_path, monkeypatch, varied):
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-    recipe = replace(tiny, **VARIED.get(varied, {}))
-    donor = train.fresh(replace(recipe, seed=9), prepared).state_dict() if recipe.frozen else None
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.train(recipe, prepared, whole, lambda done, total: None, donor)
-    for stop in (1, recipe.epochs - 1) if recipe.epochs > 2 else (1,):
-        with pytest.raises(Interrupted):
-            train.train(recipe, prepared, parts, interrupt_after(stop), donor)
-        assert (parts / "checkpoint.safetensors").is_file()
-    train.train(recipe, prepared, parts, lambda done, total: None, donor)
-    same_files(whole, parts)
-    assert not (parts / "checkpoint.safetensors").exists()
-
-
-def test_killed_process_continues_and_its_scores_are_the_same(prepared, tiny, tmp_path, runs):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cache"], cwd=ROOT, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    folder = runs / "run" / key(tiny, prepared.fingerprint)
-    assert (folder / "checkpoint.safetensors").is_file() and not (folder / store.DONE).exists()
+def trained(recipe, prepared, folder, stop_after=0):
+    """Train until an epoch is over, or to the end; return the bytes of each file and the epochs that were reported."""
     epochs = []
-    train_once = train._epoch
-    try:
-        train._epoch = lambda recipe, epoch, *rest: (epochs.append(epoch), train_once(recipe, epoch, *rest))[1]
-        continued = tables.measured(tiny, prepared, 1)
-    finally:
-        train._epoch = train_once
-    assert epochs == [3]
-    train.train(tiny, prepared, tmp_path / "whole", lambda done, total: None)
-    same_files(folder, tmp_path / "whole")
-    sweep.forget([tiny], prepared)
-    store._problems.cache_clear()
-    pd.testing.assert_frame_equal(continued, tables.measured(tiny, prepared, 1))
+
+    def on_progress(share):
+        epochs.append(round(share * recipe.epochs))
+        if epochs[-1] == stop_after:
+            raise KeyboardInterrupt
+
+    donor = train.fresh(replace(recipe, seed=9), prepared).state_dict() if recipe.frozen else None
+    train.train(recipe, prepared, folder, evaluate, on_progress, donor)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}, epochs
 
 
-def test_f_and_g_start_from_the_same_weights_and_see_shared_pairs_at_the_same_steps(prepared, tiny):
-    f, g = f_and_g(tiny, seed=5)
-    a, b = (models.build(r.model, 32, len(prepared.token_ids), 24, r.seed).state_dict() for r in (f, g))
+@pytest.fixture
+def stopped(prepared, tmp_path, monkeypatch):
+    """Return how to leave a training after an epoch: the folder, which is always the same."""
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+
+    def stop(recipe, epoch):
+        with pytest.raises(KeyboardInterrupt):
+            trained(recipe, prepared, tmp_path / "run", epoch)
+        assert (tmp_path / "run" / "checkpoint").is_file()
+        return tmp_path / "run"
+
+    return stop
+
+
+@pytest.mark.parametrize("recipe", [TINY, NOISY, FROZEN, LABEL, VIEW], ids=["", "noise", "frozen", "label", "view"])
+def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tmp_path, stopped, recipe):
+    whole, epochs = trained(recipe, prepared, tmp_path / "whole")
+    assert set(whole) == FILES and epochs == [1, 2, 3, 4]
+    for epoch in (1, 3):
+        folder = stopped(recipe, epoch)
+    assert trained(recipe, prepared, folder) == (whole, [4])
+
+
+def test_a_damaged_checkpoint_starts_anew_with_a_warning(prepared, tmp_path, stopped):
+    whole, _ = trained(TINY, prepared, tmp_path / "whole")
+    for damage in ("flipped", "halved", "emptied", "of another run"):
+        folder = stopped(TINY, 2)
+        content = bytearray((folder / "checkpoint").read_bytes())
+        content[-9] ^= damage == "flipped"
+        length = {"halved": len(content) // 2, "emptied": 0}.get(damage, len(content))
+        (folder / "checkpoint").write_bytes(content[:length])
+        folder = folder.rename(tmp_path / "other") if damage == "of another run" else folder
+        with pytest.warns(UserWarning, match="checkpoint is damaged, or belongs to another run; training starts from"):
+            assert trained(TINY, prepared, folder) == (whole, [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_a_frozen_tower_is_the_donors_to_the_bit_and_the_other_one_moves(prepared, tmp_path, frozen):
+    recipe = replace(TINY, frozen=frozen, epochs=1)
+    trained(recipe, prepared, tmp_path)
+    donor, start = (train.fresh(replace(recipe, seed=seed), prepared).state_dict() for seed in (9, 0))
+    for name, weights in store.read_tensors(tmp_path / "weights.safetensors").items():
+        own = train.tower_of(name) == frozen
+        assert torch.equal(weights, donor[name] if own else start[name]) == own, name
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    recipe = replace(TINY, warmup=0.1)
+    rates = [train.learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([recipe.lr * n / 10 for n in range(1, 11)]) and rates[10] == recipe.lr
+    assert all(a > b for a, b in pairwise(rates[10:])) and rates[-1] < 0.001 * recipe.lr
+    assert rates[55] == pytest.approx(recipe.lr / 2)
+
+
+def test_evaluations_are_evenly_spaced_with_the_last_epoch():
+    assert train.evaluation_epochs(replace(TINY, epochs=15, evaluations=5)) == [3, 6, 9, 12, 15]
+    assert train.evaluation_epochs(replace(TINY, epochs=5, evaluations=3)) == [2, 3, 5]
+    assert train.evaluation_epochs(replace(TINY, epochs=2, evaluations=6)) == [1, 2]
+    once = (FROZEN, replace(TINY, evaluations=1), replace(TINY, remove=5, remove_by="loss"))
+    assert [train.evaluation_epochs(recipe) for recipe in once] == [[4], [4], [4]]
+
+
+def test_history_and_evaluations_record_what_they_say(prepared, tmp_path):
+    trained(TINY, prepared, tmp_path)
+    history, found = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("history", "evaluations"))
+    assert history["epoch"].tolist() == [1, 2, 3, 4] and found["epoch"].tolist() == [2, 2, 4, 4]
+    assert history["asked"].notna().tolist() == [False, True, False, True]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] < 1.3 * np.log(TINY.batch)
+    last = train.learning_rate(TINY, 15, 16)  # 100 pairs are 4 steps of 25
+    assert history["lr"].iloc[-1] == last and history["logit_scale"].between(1, 100).all()
+
+
+def test_f_and_g_start_alike_and_see_shared_pairs_at_the_same_steps(prepared):
+    f, g = f_and_g(TINY, 5)
+    a, b = (train.fresh(recipe, prepared).state_dict() for recipe in (f, g))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    rows_f, rows_g = (np.concatenate([prepared.subsets[s] for s in r.trained_on]) for r in (f, g))
-    assert len(rows_f) == len(rows_g) and (rows_f[:60] == rows_g[:60]).all() and not set(rows_f[60:]) & set(rows_g[60:])
+    rows_f, rows_g = (train.training_rows(recipe, prepared) for recipe in (f, g))
+    assert rows_f[:60].tolist() == rows_g[:60].tolist() == prepared.subsets["shared"].tolist()
+    assert len(rows_f) == len(rows_g) == 100 and not set(rows_f[60:]) & set(rows_g[60:])
+    assert train.training_rows(f, prepared, rows_f[[70, 62]]).tolist() == np.delete(rows_f, [62, 70]).tolist()
 
 
-def test_history_and_looks_record_what_they_say(prepared, tiny, tmp_path):
-    train.train(tiny, prepared, tmp_path, lambda done, total: None)
-    history = pd.read_parquet(tmp_path / "history.parquet")
-    assert history["epoch"].tolist() == [1, 2, 3, 4]
-    for column in ("image_to_text_r10", "probe", "unitmem_1", "unitmem_2"):
-        assert history[column].notna().tolist() == [False, True, False, True]
-        assert history[column].dropna().between(0, 1).all()
-    assert history["loss"].iloc[-1] < history["loss"].iloc[0] < 1.3 * math.log(25)
-    looks = pd.read_parquet(tmp_path / "looks.parquet")
-    assert looks["epoch"].unique().tolist() == [2, 4]
-    final = memorization.measure(_model(tiny, prepared, tmp_path), "caption", prepared, 0, ["candidate", "external"])
-    np.testing.assert_allclose(looks.loc[looks["epoch"] == 4, "contrast"], final["contrast"], atol=1e-5)
+def test_gains_biases_and_the_temperature_do_not_decay(prepared):
+    model = train.fresh(TINY, prepared)
+    groups = train.make_optimiser(model, replace(TINY, weight_decay=0.3)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: decay.pop(id(p)) for name, p in model.named_parameters()}
+    free = ("bias", "ln_1.weight", "ln_2.weight", "ln_pre.weight", "ln_post.weight", "ln_final.weight", "logit_scale")
+    for name, own in found.items():
+        assert own == (0.0 if name.endswith((*free, "class_embedding")) else 0.3), name
 
 
-def _model(recipe, prepared, folder):
-    model = models.build(recipe.model, 32, len(prepared.token_ids), prepared.tokens.shape[2], recipe.seed)
-    model.load_state_dict(store.read_tensors(folder / "weights.safetensors"))
-    return model.eval()
+def test_a_step_keeps_the_temperature_within_its_limits(prepared):
+    model = train.fresh(TINY, prepared)
+    for start, end in ((10.0, np.log(100)), (-10.0, 0.0)):
+        torch.nn.init.constant_(model.logit_scale, start)
+        value = train.step(model, train.make_optimiser(model, TINY), model.logit_scale * 1.0)
+        assert value.tolist() == start and model.logit_scale.tolist() == pytest.approx(end)
 
 
-def test_another_seed_gives_another_model(prepared, tiny, tmp_path):
-    for seed in (0, 1):
-        train.train(replace(tiny, seed=seed, epochs=1), prepared, tmp_path / str(seed), lambda done, total: None)
-    assert (tmp_path / "0" / FILES[0]).read_bytes() != (tmp_path / "1" / FILES[0]).read_bytes()
+def test_planted_memorization_is_found(tmp_path):
+    """CLIPMem of candidates lies above, of independent pairs below that of pairs which neither model has seen."""
+    data = Data("scenes", 32, 150, 100, 100, 100, 40)
+    prepared, found = prepare(data), []
+
+    def score(model):
+        return scores.measure(model, "caption", prepared, 0, ("candidate", "independent", "external")), {}
+
+    for recipe in f_and_g(replace(TINY, data=data, epochs=15, batch=50, lr=2e-3, evaluations=1), 0):
+        folder = tmp_path / recipe.trained_on[1]
+        train.train(recipe, prepared, folder, score)
+        found.append(pd.read_parquet(folder / "evaluations.parquet"))
+    f, g = found
+    truth = prepared.table[["pair_id", "corruption"]]
+    table = f.assign(clipmem=f["contrast"] - g["contrast"]).merge(truth, on="pair_id")
+    mean = table.groupby("subset")["clipmem"].mean()
+    assert mean["candidate"] > 0.25 and mean["independent"] < -0.25 and abs(mean["external"]) < 0.2
+    kinds = table[table["subset"] == "candidate"].groupby("corruption")["clipmem"].mean()
+    assert kinds[["swapped", "inverted"]].mean() > kinds["clean"] + 0.1
 
 
-def test_learning_rate_warms_up_and_falls_to_zero(tiny):
-    rates = [train.learning_rate(tiny, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(tiny.lr / 10) and max(rates) == pytest.approx(tiny.lr)
-    assert np.argmax(rates) in (9, 10) and rates[-1] < 0.01 * tiny.lr
-    assert all(a > b for a, b in pairwise(rates[10:]))
-
-
-def test_the_loss_on_a_batch_is_open_clips(prepared, tiny):
-    model = models.build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], 0)
-    rows = prepared.subsets["shared"][:25]
-    images = models.normalise(torch.from_numpy(prepared.pairs.images[rows]))
-    tokens = torch.from_numpy(prepared.tokens[rows, 0]).long()
-    out = model(images, tokens)
-    logits = out["logit_scale"] * out["image_features"] @ out["text_features"].T
-    target = torch.arange(25)
-    expected = (
-        torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
-    ) / 2
-    ours = train.step(model, torch.optim.SGD(model.parameters(), lr=0.0), objectives.loss(model, tiny, images, tokens))
-    assert float(ours) == pytest.approx(float(expected.detach()), abs=1e-5)
+def test_training_knows_nothing_of_scores():
+    tree = ast.parse((ROOT / "lib" / "train.py").read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {f"{getattr(node, 'module', '')}.{alias.name}" for node in nodes for alias in node.names}
+    assert "lib.store" in imported and not {name for name in imported if "scores" in name or "utility" in name}

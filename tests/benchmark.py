@@ -1,0 +1,226 @@
+"""How fast training and scoring are on this machine, side by side with open_clip_train, measured in turns.
+
+    python tests/benchmark.py [--json FILE] [--rounds 3]
+
+Five minutes on two cores; nothing else should run meanwhile. Images and captions are made up, with sizes and caption
+lengths as in Flickr8k. The rows on open_clip_train need two more packages (pip install braceexpand webdataset).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from open_clip import get_tokenizer
+from open_clip.loss import ClipLoss
+from open_clip.transform import image_transform
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib import model as models
+from lib import runs, scores, store, train
+from lib.captions import compact, encode
+from lib.data import Prepared, split
+from lib.recipes import SCALES, Recipe
+
+WORDS = 8000  # vocabulary of the made-up captions, near Flickr8k's 8,095
+CAPTION_TOKENS = (14.4, 3.9)  # mean and deviation of Flickr8k's caption lengths, start and end token included
+CONTEXTS = (77, 24)  # tokens that open_clip_train is given: its usual context, and a short one
+WARM_UP = 2  # steps of open_clip_train before the clock starts
+PEAK_SIZES = (512, 1024, 2048)  # sides of the square products among which the peak is searched
+
+
+def made_up(batch: int, steps: int) -> tuple[Recipe, Prepared]:
+    """Return the laptop recipe for photographs, with `steps` batches per epoch, and pairs to train it on."""
+    recipe = replace(SCALES["laptop"].photos, batch=batch, epochs=3)
+    data = replace(recipe.data, shared=steps * batch - 100, candidate=100, independent=100, external=100, test=100)
+    n, rng, generator = sum(data.sizes().values()), np.random.default_rng(0), torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.rand(n, 3, 6, 6, generator=generator) * 255, size=data.pixels, mode="bilinear")
+    images = (smooth + 12 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8).numpy()
+    known = (word.removesuffix("</w>") for word in get_tokenizer("ViT-B-32").encoder if word.endswith("</w>"))
+    words = np.array([word for word in known if word.isalpha() and word.isascii()][:WORDS])
+    lengths = rng.normal(*CAPTION_TOKENS, n).round().clip(3, data.context).astype(int) - 2
+    captions = [[" ".join(rng.choice(words, length))] for length in lengths]
+    ids = encode(captions, 1, data.context)
+    tokens, token_ids = compact(ids, ids)
+    none = np.zeros((n, 0), np.float32)
+    nothing = {"true_targets": none, "targets": none, "class_names": (), "table": pd.DataFrame(), "fingerprint": ""}
+    rows = {"images": images, "captions": captions, "inverted": np.zeros(n, bool), "pair_ids": np.arange(n)}
+    prepared = Prepared(data, split(n, data), tokens=tokens, token_ids=token_ids, **rows, **nothing)
+    return replace(recipe, data=data), prepared
+
+
+# --- ours, as notebooks run it ---
+
+
+def train_rate(recipe: Recipe, prepared: Prepared) -> float:
+    """Return pairs per second of our loop, the first epoch not counted."""
+    model = train.fresh(recipe, prepared).train()
+    optimiser = train.make_optimiser(model, recipe)
+    pairs = train.resident(prepared, train.training_rows(recipe, prepared), models.device())
+    loss_of, ends = train.fastest_loss(recipe, model, pairs), []
+    for epoch in range(recipe.epochs):
+        train.run_epoch(recipe, epoch, pairs, model, optimiser, loss_of)  # reads the loss, and so waits for a GPU
+        ends.append(perf_counter())
+    return len(pairs.rows) // recipe.batch * recipe.batch * (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def together(recipe: Recipe, prepared: Prepared, count: int) -> float:
+    """Return pairs per second of `count` models trained side by side."""
+    recipes = [replace(recipe, seed=seed) for seed in range(count)]
+    return sum(runs.run_parallel("training", lambda r, report: train_rate(r, prepared), recipes))
+
+
+def score_rate(recipe: Recipe, prepared: Prepared, views: int) -> float:
+    """Return pairs scored per second, by as many models side by side as notebooks use."""
+    recipes = [replace(recipe, seed=seed) for seed in range(runs.side_by_side())]
+
+    def work(r: Recipe, report: Any) -> None:
+        scores.measure(train.fresh(r, prepared).eval(), r.objective, prepared, views, scores.SUBSETS)
+
+    start = perf_counter()
+    runs.run_parallel("scoring", work, recipes)
+    return 4 * 100 * len(recipes) / (perf_counter() - start)  # four subsets of 100
+
+
+# --- open_clip_train, as somebody who installed open_clip_torch would use it ---
+
+
+def peer(recipe: Recipe, prepared: Prepared, context: int, folder: Path) -> Callable[[], float]:
+    """Return a function that trains one epoch with open_clip_train and returns its pairs per second.
+
+    Its own loop, CSV data set, workers, transform, tokenizer and optimiser settings; the images are JPEG files of the
+    model's size (its best case). Two things it would not have by itself are given to it: the compact vocabulary and, if
+    asked, a short context. The start of the workers and the first steps are not counted.
+    """
+    from open_clip_train.data import get_csv_dataset
+    from open_clip_train.distributed import init_distributed_device
+    from open_clip_train.params import parse_args
+    from open_clip_train.train import train_one_epoch
+
+    rows = np.resize(train.training_rows(recipe, prepared), 6 * recipe.batch)
+    for row in np.unique(rows):
+        Image.fromarray(prepared.images[row].transpose(1, 2, 0)).save(folder / f"{row}.jpg", quality=95)
+    files = [folder / f"{row}.jpg" for row in rows]
+    table = pd.DataFrame({"filepath": files, "title": [prepared.captions[row][0] for row in rows]})
+    table.to_csv(folder / "pairs.csv", sep="\t")
+    words = ["--train-data", folder / "pairs.csv", "--dataset-type", "csv", "--batch-size", recipe.batch]
+    words += ["--lr", recipe.lr, "--workers", runs.cores(), "--device", models.device().type]
+    words += ["--precision", "amp_bf16" if models.precision() == "bf16" else "fp32"]
+    args = parse_args([str(word) for word in words])
+    args.distill = args.wandb = False  # open_clip_train's `main` adds these two
+    init_distributed_device(args)
+
+    def tokenize(tokenizer: Any, texts: list[str]) -> torch.Tensor:
+        ids = tokenizer(texts, context_length=prepared.tokens.shape[2]).numpy()
+        ids = torch.from_numpy(np.searchsorted(prepared.token_ids, ids))
+        return F.pad(ids, (0, context - ids.shape[1]))
+
+    transform, tokenizer = image_transform(recipe.data.pixels, True), partial(tokenize, get_tokenizer("ViT-B-32"))
+    data = {"train": get_csv_dataset(args, transform, True, tokenizer=tokenizer)}
+    model = models.build(recipe.model, recipe.data.pixels, len(prepared.token_ids), context, recipe.seed)
+    optimiser = train.make_optimiser(model.to(models.device()), recipe)
+
+    def rate() -> float:
+        begun: list[float] = []
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            clock = lambda step: begun.append(perf_counter())  # noqa: E731  # called at the start of every step
+            train_one_epoch(model, data, ClipLoss(), 0, optimiser, None, clock, None, args)
+        return recipe.batch * (len(begun) - WARM_UP) / (perf_counter() - begun[WARM_UP])
+
+    return rate
+
+
+# --- arithmetic ---
+
+
+def operations(recipe: Recipe, prepared: Prepared) -> float:
+    """Return the floating-point operations that the model's matrix products take per trained pair, backward twice.
+
+    Captions count as long as the longest of their batch.
+    """
+    lengths, rng = (prepared.tokens[:, 0] > 0).sum(axis=1), np.random.default_rng(0)
+    tokens = round(np.mean([rng.choice(lengths, recipe.batch, replace=False).max() for _ in range(64)]))
+    with torch.device("meta"):
+        model = models.build(recipe.model, recipe.data.pixels, 1, tokens, seed=0)
+        images = torch.zeros(recipe.batch, 3, recipe.data.pixels, recipe.data.pixels)
+        words = torch.zeros(recipe.batch, tokens, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        out = model(images, words)
+        ClipLoss()(out["image_features"], out["text_features"], out["logit_scale"])
+    return 3 * counter.get_total_flops() / recipe.batch
+
+
+def matrix_peak() -> float:
+    """Return GFLOP/s of the fastest square matrix product here, on all cores, in the precision of training."""
+    kind, best = torch.bfloat16 if models.precision() == "bf16" else torch.float32, 0.0
+    for size in (*PEAK_SIZES, 8192) if models.device().type == "cuda" else PEAK_SIZES:
+        a, b = (torch.randn(size, size, device=models.device()).to(kind) for _ in range(2))
+        start, done = perf_counter(), 0
+        while perf_counter() - start < 0.4:
+            float(torch.mm(a, b)[0, 0])  # reads a number, and so waits for a GPU
+            done += 1
+        best = max(best, done * 2 * size**3 / (perf_counter() - start) / 1e9)
+    return best
+
+
+def main() -> None:
+    """Measure in turns, print the table and keep it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep machine, versions and all rows in FILE")
+    parser.add_argument("--rounds", type=int, default=3, help="how often every contestant has its turn")
+    options = parser.parse_args()
+    recipe, prepared = made_up(256, steps=20 if torch.cuda.is_available() else 3)
+    views, many = SCALES["laptop"].augmentations, runs.side_by_side()
+    peak, ours = "matrix-product peak, GFLOP/s", f"ours, {many} at once, pairs/s"
+    contestants: dict[str, Callable[[], float]] = {
+        peak: matrix_peak,
+        ours: lambda: together(recipe, prepared, many),
+        "ours, one model on all cores, pairs/s": lambda: train_rate(recipe, prepared),
+        f"scoring, {views} views, pairs/s": lambda: score_rate(recipe, prepared, views),
+    }
+    contexts = CONTEXTS if find_spec("braceexpand") and find_spec("webdataset") else ()
+    with TemporaryDirectory() as folder:
+        for context in contexts:
+            theirs = f"open_clip_train, {context} tokens, pairs/s"
+            contestants[theirs] = peer(recipe, prepared, context, Path(folder))
+        found: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(options.rounds):  # A B C A B C …: what slows the machine meanwhile slows all of them
+            for name, measure in contestants.items():
+                found[name].append(measure())
+    for context in contexts:
+        theirs = found[f"open_clip_train, {context} tokens, pairs/s"]
+        found[f"ours / open_clip_train, {context} tokens"] = [a / b for a, b in zip(found[ours], theirs, strict=True)]
+    cost = operations(recipe, prepared) / 1e9
+    found["ours, share of the peak, %"] = [100 * a * cost / b for a, b in zip(found[ours], found[peak], strict=True)]
+    rows = {}
+    for name, v in found.items():
+        rows[name] = {"median": statistics.median(v), "min": min(v), "max": max(v), "n": len(v)}
+        print(f"{name:<44}{statistics.median(v):>9.1f}   {min(v):.1f} – {max(v):.1f} ({len(v)})")
+    about = {"date": datetime.date.today().isoformat(), "cores": runs.cores(), "system": platform.platform()}
+    about |= {"torch": torch.__version__, "device": models.device().type, "precision": models.precision()}
+    if options.json:
+        store.write_json(options.json, {**about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Corruption keeps its promises and the truth about each pair; compact tokens are open_clip's."""
+
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from open_clip import get_tokenizer
+from photo_sets import caption
+
+from lib.captions import SHARES, DataError, compact, corrupt, derange, encode, replace_words
+
+CAPTIONS = [[caption(i), caption(i, 1), caption(i, 2)] for i in range(300)]
+PARTS = [np.arange(50, 150), np.arange(150, 250)]
+
+
+def made(seed=0, shares=(0.2, 0.3, 0.1), parts=PARTS):
+    return corrupt(CAPTIONS, parts, shares, seed)
+
+
+def test_every_part_gets_its_shares_and_the_truth_is_kept():
+    after = made()
+    for part in PARTS:
+        names, counts = np.unique(after.corruption[part], return_counts=True)
+        assert [*names, *counts] == ["clean", "inverted", "partly_swapped", "swapped", 40, 10, 30, 20]
+        assert [(after.share_swapped[part] == share).sum() for share in (0, *SHARES, 1)] == [50, 10, 10, 10, 20]
+    moved = np.isin(after.corruption, ["swapped", "partly_swapped"])
+    assert [row for row in range(300) if after.captions[row] != CAPTIONS[row]] == np.flatnonzero(moved).tolist()
+    assert (after.donor[~moved] == -1).all() and (after.corruption[[*range(50), *range(250, 300)]] == "clean").all()
+
+
+def test_donors_are_a_derangement_within_part_and_group():
+    after, alone = made(1), made(1, parts=PARTS[:1])
+    for part in PARTS:
+        for name in ("swapped", "partly_swapped"):
+            rows = part[after.corruption[part] == name]
+            assert sorted(after.donor[rows]) == rows.tolist() and (after.donor[rows] != rows).all()
+    assert all(after.captions[i] == CAPTIONS[after.donor[i]] for i in np.flatnonzero(after.corruption == "swapped"))
+    assert after.captions[:150] == alone.captions[:150]  # the second part moves nothing in the first
+
+
+def test_a_donor_never_has_a_text_of_the_receivers_own():
+    captions = [[f"scene {i % 5}", "TEXT  8" if i == 7 else f"text {i}"] for i in range(40)]
+    texts = [{" ".join(text.lower().split()) for text in own} for own in captions]
+    for seed in range(20):
+        donors = derange(captions, np.arange(40), np.random.default_rng(seed))
+        assert all(texts[row].isdisjoint(texts[donor]) for row, donor in enumerate(donors))
+
+
+def test_the_share_of_words_is_replaced_by_words_of_the_donor():
+    after, rng = made(2), np.random.default_rng(0)
+    for row in np.flatnonzero(after.corruption == "partly_swapped"):
+        for old, new, given in zip(CAPTIONS[row], after.captions[row], CAPTIONS[after.donor[row]], strict=True):
+            replaced = [word for own, word in zip(old.split(), new.split(), strict=True) if word != own]
+            assert len(replaced) == max(1, round(after.share_swapped[row] * len(old.split())))
+            assert {*replaced} <= {*given.split()}
+    assert replace_words("dog", (["Dog.", "dog"], ["cat"]), 0.25, rng) == "cat"  # case and points make no other word
+    assert replace_words("a dog .", (["x"],), 1.0, rng) == "x x ."
+
+
+def test_the_seed_alone_decides_and_the_choice_of_pictures_moves_no_caption():
+    first, again = made(3), made(3, parts=[part[::-1] for part in PARTS])
+    assert first.captions == again.captions and (first.corruption == again.corruption).all()
+    assert first.captions != made(4).captions and first.captions == made(3, (0.2, 0.3, 0.5)).captions
+    assert made(3, (0, 0, 0)).captions == CAPTIONS and (made(3, (0, 0, 1.0)).corruption[50:250] == "inverted").all()
+
+
+def test_the_impossible_is_refused():
+    for shares in ((0.8, 0.2, 0.1), (-0.1, 0.2, 0.1), (0.2, 1.1, 0)):
+        with pytest.raises(ValueError, match="expected shares >= 0 with a sum of at most 1"):
+            made(shares=shares)
+    for captions, share, message in ([["a"]] * 50, 0.5, "pair among 25 whose"), (CAPTIONS, 0.02, "pair among 1 whose"):
+        with pytest.raises(DataError, match=message):
+            corrupt(captions, [np.arange(50)], (share, 0, 0), 0)
+    with pytest.raises(DataError, match="no word can replace 'dog'"):
+        replace_words("dog", (["dog"],), 0.5, np.random.default_rng(0))
+
+
+def test_compact_tokens_are_the_same_function_and_the_end_token_is_the_largest():
+    texts = [[f"{caption(i)} {'on ' * i}", "naïve 🐶, $x^2$"][: 1 + i % 2] for i in range(30)]
+    original = encode([["another word"]] * 30, 2, 24)
+    tokens, token_ids = compact(encode(texts, 2, 24), original)
+    whole = get_tokenizer("ViT-B-32")([own[c % len(own)] for own in texts for c in range(2)], context_length=24)
+    assert np.array_equal(token_ids[tokens], whole.numpy().reshape(30, 2, 24)) and tokens.dtype == np.int32
+    assert token_ids[0] == 0 and (np.diff(token_ids) > 0).all() and set(original.ravel()) <= set(token_ids)
+    assert (tokens.max(axis=2) == len(token_ids) - 1).all() and token_ids[-1] == 49407  # a cut text keeps its end too
+    assert compact(encode([["a dog"]], 1, 24), original)[0].shape == (1, 1, 4)  # no longer than the longest text
+
+
+def test_a_notebook_shows_the_sentence_alone(capsys):
+    InteractiveShell.instance().run_cell("from lib.captions import DataError; raise DataError('row 7 is empty')")
+    assert capsys.readouterr().out.strip() == "DataError: row 7 is empty"

@@ -1,0 +1,230 @@
+"""Every score against a naive one, units that were made selective by hand, and planted memorization found."""
+
+import gc
+import math
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+
+import lib.model
+from lib import runs, scores
+from lib.model import build, image_layers, light_crop, normalise
+from lib.objectives import other_view
+from lib.recipes import f_and_g
+
+COLUMNS = {"caption": {"plain", "contrast", "similarity", "loss"}, "label": {"probability"}, "view": {"distance_image"}}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def vectors(*shape, seed=0):
+    return F.normalize(torch.randn(shape, generator=seeded(seed)), dim=-1)
+
+
+def made(prepared, classes=0):
+    return build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], seed=2, classes=classes).eval()
+
+
+@pytest.fixture
+def model(prepared):
+    return made(prepared)
+
+
+def image(model, x):
+    """open_clip's own embeddings of normalised images."""
+    return model.encode_image(x, normalize=True).detach()
+
+
+def text(model, prepared, rows, caption=0):
+    return model.encode_text(torch.from_numpy(prepared.tokens[rows, caption]).long(), normalize=True).detach()
+
+
+def naive_alignment(views, own_text, held_image, held_text, own):
+    """The definition for one pair, one cosine at a time; `own`: its place among the held-out pairs, or -1."""
+    others = [m for m in range(len(held_text)) if m != own]
+    plain, contrast = [], []
+    for view in views:
+        captions = [float(view @ held_text[m]) for m in others]
+        images = [float(held_image[m] @ own_text) for m in others]
+        plain.append(float(view @ own_text))
+        contrast.append(plain[-1] - sum(captions) / len(captions) - sum(images) / len(images))
+    return sum(plain) / len(plain), sum(contrast) / len(contrast)
+
+
+def test_alignment_and_loss_equal_their_definitions():
+    views, texts, held_image, held_text = vectors(4, 6, 8), vectors(6, 8), vectors(5, 8, seed=1), vectors(5, 8, seed=2)
+    own = torch.tensor([-1, -1, -1, 0, 4, 2])
+    held_text[own[3:]] = texts[3:]
+    plain, contrast = scores.align(views, texts, held_image, held_text, own)
+    loss = scores.pair_loss(views[0], texts, held_image, held_text, own, scale=7.0)
+    for i in range(6):
+        expected = naive_alignment(views[:, i], texts[i], held_image, held_text, own[i])
+        assert (float(plain[i]), float(contrast[i])) == pytest.approx(expected, abs=1e-6)
+        same, others = math.exp(7 * views[0, i] @ texts[i]), [m for m in range(5) if m != own[i]]
+        by_image = same + sum(math.exp(7 * views[0, i] @ held_text[m]) for m in others)
+        by_text = same + sum(math.exp(7 * texts[i] @ held_image[m]) for m in others)
+        assert float(loss[i]) == pytest.approx(-(math.log(same / by_image) + math.log(same / by_text)) / 2, abs=1e-5)
+
+
+def test_what_is_measured_of_a_pair_is_of_its_own_embeddings_and_its_own_place_held_out(prepared, model):
+    found = scores.measure(model, "caption", prepared, views=2).set_index("pair_id")
+    external = prepared.subsets["external"]
+    held = image(model, normalise(torch.from_numpy(prepared.images[external]))), text(model, prepared, external)
+    for subset, place in (("candidate", 3), ("external", 5)):
+        rows = prepared.subsets[subset]
+        images = torch.from_numpy(prepared.images[rows])
+        views = [image(model, light_crop(images, seeded(a)))[place] for a in range(2)]
+        own_text = text(model, prepared, rows)[place]
+        row = found.loc[prepared.pair_ids[rows[place]]]
+        expected = naive_alignment(views, own_text, *held, place if subset == "external" else -1)
+        assert (row["plain"], row["contrast"]) == pytest.approx(expected, abs=1e-5)
+        assert row["similarity"] == pytest.approx(float(image(model, normalise(images))[place] @ own_text), abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", COLUMNS)
+def test_the_columns_follow_the_objective_and_no_number_depends_on_the_subsets_asked_for(prepared, objective):
+    model = made(prepared, len(prepared.class_names) if objective == "label" else 0)
+    for views in (0, 2):
+        whole = scores.measure(model, objective, prepared, views, scores.SUBSETS)
+        assert set(whole) == {"pair_id", "subset"} | COLUMNS[objective] and whole.notna().all().all()
+        assert whole.groupby("subset").size().to_dict() == dict.fromkeys(scores.SUBSETS, 40)  # of 60 shared pairs too
+        truth = prepared.table.set_index("pair_id")["subset"]
+        assert whole["subset"].tolist() == truth[whole["pair_id"]].tolist() and whole["pair_id"].is_unique
+        part = scores.measure(model, objective, prepared, views, ["external"])
+        pd.testing.assert_frame_equal(part, whole[whole["subset"] == "external"].reset_index(drop=True))
+
+
+def test_the_probability_is_of_all_the_classes_of_a_pair(prepared):
+    classes, rows = len(prepared.class_names), prepared.subsets["candidate"]
+    model, targets = made(prepared, classes), prepared.targets.copy()
+    targets[rows[0]] = [0.5, 0.5, *[0] * (classes - 2)]
+    targets[rows[1]] = 0
+    found = scores.measure(model, "label", replace(prepared, targets=targets), views=2)["probability"]
+    table, scale = F.normalize(model.classes.detach(), dim=1), float(model.logit_scale.detach().exp())
+    views = [image(model, light_crop(torch.from_numpy(prepared.images[rows]), seeded(a))) for a in range(2)]
+    odds = [np.exp(scale * x @ table.T) for x in views]
+    chances = np.mean([x / x.sum(axis=1, keepdims=True) for x in odds], axis=0)
+    assert found[:40].tolist() == pytest.approx((chances * (targets[rows] > 0)).sum(axis=1).tolist(), abs=1e-5)
+
+
+def test_range_normalisation_takes_its_range_from_the_candidates():
+    raw = pd.Series([0.2, 0.6, 5.0])
+    assert scores.range_normalised(raw, pd.Series([True, True, False])).tolist() == pytest.approx([0.5, 1.5, 12.5])
+
+
+def test_planted_memorization_is_found(prepared, trained):
+    overfit = replace(TINY, epochs=20, evaluations=1)  # 80 steps on 100 pairs
+    f, g = (scores.measure(runs.load(r, prepared), "caption", prepared, 2) for r in f_and_g(overfit, 0))
+    for form in ("contrast", "plain"):
+        means = f.assign(clipmem=f[form] - g[form]).groupby("subset")["clipmem"].mean()
+        assert means["candidate"] > 0.5 and means["external"] < 0.2
+
+
+def naive_distance(views):
+    return np.mean([float(np.linalg.norm(a - b)) for a, b in combinations(views, 2)])
+
+
+def test_distance_is_the_mean_over_all_pairs_of_views():
+    views = vectors(4, 5, 8)
+    assert scores.distance(views).tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(5)], abs=1e-6)
+
+
+def test_each_encoder_is_asked_about_its_own_views(prepared, model):
+    rows = prepared.subsets["candidate"]
+    images = torch.from_numpy(prepared.images[rows])
+    by_image = torch.stack([image(model, other_view(images, seeded(a))) for a in range(scores.SSL_VIEWS)])
+    by_text = torch.stack([text(model, prepared, rows, c) for c in range(prepared.tokens.shape[1])])
+    found = scores.by_encoder(model, prepared, rows)
+    assert found["pair_id"].tolist() == prepared.pair_ids[rows].tolist() and prepared.inverted[rows].any()
+    for name, views in (("image", by_image), ("text", by_text)):
+        assert found[name].tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(40)], abs=1e-5)
+    graded = scores.by_strength(model, prepared, rows)
+    moved = graded[[f"image_{i}" for i in range(len(scores.STRENGTHS))]].mean()
+    assert graded["text"].equals(found["text"]) and moved.is_monotonic_increasing and moved.iat[-1] > 1.5 * moved.iat[0]
+
+
+def test_one_caption_has_no_variety_and_five_equal_ones_move_nothing(prepared, model):
+    rows = prepared.subsets["candidate"]
+    one, five = (replace(prepared, tokens=np.repeat(prepared.tokens[:, :1], n, axis=1)) for n in (1, 5))
+    assert scores.by_encoder(model, one, rows)["text"].isna().all()
+    assert scores.by_encoder(model, five, rows)["text"].max() < 1e-5
+
+
+def selectivity(means):
+    """The definition, of the mean activations of one unit."""
+    largest, others = max(means), (sum(means) - max(means)) / (len(means) - 1)
+    return (largest - others) / (largest + others) if largest + others > 0 else 0.0
+
+
+def test_selectivity_by_hand():
+    means = torch.rand(20, 7, generator=seeded(0)).double()
+    means[:, 2], means[:, 3], means[:, 4] = 0, 0.5, torch.arange(20) == 11  # dead, alike for all, for one image only
+    found = scores.selectivity(means.amax(dim=0), means.sum(dim=0), 20)
+    assert found.tolist() == pytest.approx([selectivity(unit) for unit in means.T.tolist()], abs=1e-12)
+    assert found[2:5].tolist() == [0, 0, 1] and ((found >= 0) & (found <= 1)).all()
+
+
+def hooked(model, x):
+    """Outputs of every GELU and of every block, [N, positions, ...] for each layer, in open_clip's forward pass."""
+    hidden, outputs, hooks = [], [], []
+    for block in model.visual.transformer.resblocks:
+        hooks.append(block.mlp.gelu.register_forward_hook(lambda m, i, out: hidden.append(out.detach())))
+        hooks.append(block.register_forward_hook(lambda m, i, out: outputs.append(out.detach())))
+    image(model, x)
+    for hook in hooks:
+        hook.remove()
+    return hidden, outputs
+
+
+def test_unitmem_classmem_and_layer_distances_equal_naive_ones(prepared, model, monkeypatch):
+    monkeypatch.setattr(lib.model, "BLOCK", 5)
+    rows = np.sort(np.r_[prepared.subsets["candidate"][:6], prepared.subsets["shared"][:3]])
+    images = torch.from_numpy(prepared.images[rows]).split(5)  # each block draws its crops afresh
+    crops = [[hooked(model, light_crop(part, seeded(a)))[0] for a in range(3)] for part in images]
+    views = [[hooked(model, other_view(images[b], seeded(5045 * b + a)))[1] for a in range(5)] for b in range(2)]
+    found, layers = scores.unit_scores(model, prepared, rows, 3), scores.layer_distances(model, prepared, rows)
+    for layer in range(2):
+        active = [np.mean([h[layer].clamp(min=0).mean(dim=1).numpy() for h in part], axis=0) for part in crops]
+        means, targets = np.concatenate(active).astype(float), prepared.targets[rows]
+        classes = np.array([targets[:, k] @ means / targets[:, k].sum() for k in np.flatnonzero(targets.any(axis=0))])
+        own = found[found["layer"] == layer + 1]
+        assert own["unit"].tolist() == list(range(256)) and own[["unitmem", "classmem"]].stack().between(0, 1).all()
+        assert own["unitmem"].tolist() == pytest.approx([selectivity(unit) for unit in means.T], abs=1e-4)
+        assert own["classmem"].tolist() == pytest.approx([selectivity(unit) for unit in classes.T], abs=1e-4)
+        points = [[F.normalize(o[layer].mean(dim=1), dim=1) for o in part] for part in views]
+        gaps = [naive_distance([p[n] for p in part]) for part in points for n in range(len(part[0]))]
+        assert layers["distance"][layer] == pytest.approx(np.mean(gaps), abs=1e-5)
+    without_classes = replace(prepared, targets=prepared.targets[:, :0])
+    assert scores.unit_scores(model, without_classes, rows, 1)["classmem"].isna().all()
+
+
+def test_units_do_not_depend_on_the_blocks_where_the_crops_do_not(prepared, model, monkeypatch):
+    plain = np.random.default_rng(0).integers(0, 256, (240, 3, 1, 1), np.uint8)  # each of one colour, however cropped
+    plain = replace(prepared, images=np.ascontiguousarray(np.broadcast_to(plain, (240, 3, 32, 32))))
+    rows = prepared.subsets["shared"]
+    whole = scores.unit_scores(model, plain, rows, 2)
+    assert whole[["unitmem", "classmem"]].std().min() > 0.01
+    for size in (60, 7, 1):
+        monkeypatch.setattr(lib.model, "BLOCK", size)
+        pd.testing.assert_frame_equal(scores.unit_scores(model, plain, rows, 2), whole, atol=1e-4, rtol=0)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(prepared, model, monkeypatch):
+    alive = []
+
+    def watched(model, x):
+        alive.append(sum(one.numel() for one in gc.get_objects() if type(one) is torch.Tensor))
+        return image_layers(model, x)
+
+    monkeypatch.setattr(lib.model, "BLOCK", 10)
+    monkeypatch.setattr(scores, "image_layers", watched)
+    scores.unit_scores(model, prepared, prepared.subsets["shared"], 1)
+    assert len(alive) == 6 and alive[5] - alive[1] < 100  # the activations of a block are 5120 numbers
