@@ -163,7 +163,7 @@ def load(data: Data) -> Pairs:
     """
     (kind, where), count = locate(data.dataset), sum(data.sizes().values())
     if kind == "scenes":
-        identity: list[Any] = [_state(Path(__file__).parent.glob("scene*.py")), count, WORLD_SEED]
+        identity: list[Any] = [_state(Path(__file__).parent.glob("scenes/*.py")), count, WORLD_SEED]
     elif kind == "hub":
         identity = [where, *(file["filename"] for file in open_rows(data.dataset).cache_files)]
     else:

@@ -19,8 +19,6 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
-from lib.recipes import model_config
-
 GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
 # Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
 BLOCK = 500
@@ -41,7 +39,7 @@ def precision() -> str:
 
 
 def build(
-    name: str,
+    config: dict[str, Any],
     pixels: int,
     vocabulary: int,
     context: int,
@@ -52,7 +50,7 @@ def build(
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
 
     Args:
-        name: a config of `lib/models/`, whose image and text sizes are replaced by the three that follow.
+        config: as `recipes.model_config` gives it; its image and text sizes are replaced by the three that follow.
         pixels: side of the square images.
         vocabulary: number of compact token ids.
         context: longest caption in tokens.
@@ -60,7 +58,6 @@ def build(
         classes: more than 0 adds `model.classes`, a table `[classes, D]` for images that are trained to agree with a
             label.
     """
-    config = model_config(name)
     vision, text = (
         {**config[f"{tower}_cfg"], "width": round(config[f"{tower}_cfg"]["width"] * by)}
         for tower, by in zip(("vision", "text"), widths, strict=True)

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from lib import model as models
 from lib import scores, store, train, utility
-from lib.data import Prepared
 from lib.recipes import Recipe, f_and_g, key, needed_before
 
 if TYPE_CHECKING:
+    from lib.data import Prepared
     from lib.study import Study
 
 OnProgress = Callable[[float], None]  # is called with the share that is done
@@ -149,13 +149,13 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
 
     try:
         with progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(one, recipe) for recipe in recipes]
             try:
+                futures = [pool.submit(one, recipe) for recipe in recipes]
                 for future in as_completed(futures):  # in this order, the first to fail is met at once
                     future.result()
+                return [future.result() for future in futures]
             finally:
                 stop.set()
-            return [future.result() for future in futures]
     except KeyboardInterrupt:
         raise Stopped("Stopped. What is trained stays in the store; run the cell again and it continues.") from None
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib.data import Prepared
 from lib.model import Change, blocks, embed_images, embed_texts, image_layers, light_crop
 from lib.objectives import augment, other_view
+
+if TYPE_CHECKING:
+    from lib.data import Prepared
 
 SUBSETS = ("shared", "candidate", "independent", "external")
 DEFAULT_SUBSETS = ("candidate", "external")  # the subsets scored by default; only notebook 02 needs all four

@@ -106,7 +106,7 @@ def begin(
     sizes = f"{prepared.data.shared:,} shared + {prepared.data.candidate:,} candidate or independent pairs per model"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else models.device().type
     versions = f"{device}, {models.precision()}, torch {torch.__version__}, commit {study.about['commit']}"
-    print(f"{study.about['name']}, scale {scale}: {sizes}, {seeds} seeds · {versions}")
+    print(f"{study.about['name']}, scale {scale}: {sizes}, {seeds} seed{'s' * (seeds > 1)} · {versions}")
     absent = runs.missing(needed, prepared)
     minutes = estimate_seconds(absent, prepared) / 60
     left = f"training the others takes about {minutes:.0f} minutes here" if absent else "nothing to train"

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,11 @@ from torch import Tensor
 
 from lib import model as models
 from lib import store
-from lib.data import Prepared
 from lib.objectives import Resident, batch, loss
-from lib.recipes import Recipe, needed_before
+from lib.recipes import Recipe, model_config, needed_before
+
+if TYPE_CHECKING:
+    from lib.data import Prepared
 
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 Loss = Callable[..., Tensor]  # with the arguments of `objectives.loss`
@@ -48,7 +50,7 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
 def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
     """Return the model of a recipe as it is before training, on the device."""
     return models.build(
-        name=recipe.model,
+        config=model_config(recipe.model),
         pixels=recipe.data.pixels,
         vocabulary=len(prepared.token_ids),
         context=prepared.tokens.shape[2],

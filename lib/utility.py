@@ -10,7 +10,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from torch import Tensor
 
 from lib import store
 from lib.captions import DataError, encode
-from lib.data import Prepared
 from lib.model import BLOCK, embed_images, embed_texts
 from lib.sources import Columns, locate, open_rows, read_rows
+
+if TYPE_CHECKING:
+    from lib.data import Prepared
 
 HUB = "hf://datasets/{}@refs/convert/parquet/{}/*.parquet"  # the parquet files that the Hub makes of every data set
 SETS = {  # name -> where its training and its test part lie

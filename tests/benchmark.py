@@ -1,6 +1,6 @@
 """How fast training and scoring are on this machine, side by side with open_clip_train, measured in turns.
 
-    python tests/benchmark.py [--json FILE] [--rounds 3]
+    python tests/benchmark.py [FILE]        FILE: keep the numbers there, as JSON
 
 Five minutes on two cores; nothing else should run meanwhile. Images and captions are made up, with sizes and caption
 lengths as in Flickr8k. The rows on open_clip_train need two more packages (pip install braceexpand webdataset).
@@ -8,12 +8,9 @@ lengths as in Flickr8k. The rows on open_clip_train need two more packages (pip 
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import platform
 import statistics
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -39,12 +36,13 @@ from lib import model as models
 from lib import runs, scores, store, train
 from lib.captions import compact, encode
 from lib.data import Prepared, split
-from lib.recipes import SCALES, Recipe
+from lib.recipes import SCALES, Recipe, model_config
 
 WORDS = 8000  # vocabulary of the made-up captions, near Flickr8k's 8,095
 CAPTION_TOKENS = (14.4, 3.9)  # mean and deviation of Flickr8k's caption lengths, start and end token included
 CONTEXTS = (77, 24)  # tokens that open_clip_train is given: its usual context, and a short one
 WARM_UP = 2  # steps of open_clip_train before the clock starts
+ROUNDS = 3  # how often every contestant has its turn
 PEAK_SIZES = (512, 1024, 2048)  # sides of the square products among which the peak is searched
 
 
@@ -73,32 +71,27 @@ def made_up(batch: int, steps: int) -> tuple[Recipe, Prepared]:
 
 def train_rate(recipe: Recipe, prepared: Prepared) -> float:
     """Return pairs per second of our loop, the first epoch not counted."""
-    model = train.fresh(recipe, prepared).train()
+    model, ends = train.fresh(recipe, prepared).train(), []
     optimiser = train.make_optimiser(model, recipe)
     pairs = train.resident(prepared, train.training_rows(recipe, prepared), models.device())
-    loss_of, ends = train.fastest_loss(recipe, model, pairs), []
+    loss_of = train.fastest_loss(recipe, model, pairs)
     for epoch in range(recipe.epochs):
         train.run_epoch(recipe, epoch, pairs, model, optimiser, loss_of)  # reads the loss, and so waits for a GPU
         ends.append(perf_counter())
     return len(pairs.rows) // recipe.batch * recipe.batch * (len(ends) - 1) / (ends[-1] - ends[0])
 
 
-def together(recipe: Recipe, prepared: Prepared, count: int) -> float:
-    """Return pairs per second of `count` models trained side by side."""
-    recipes = [replace(recipe, seed=seed) for seed in range(count)]
-    return sum(runs.run_parallel("training", lambda r, report: train_rate(r, prepared), recipes))
+def together(work: Callable[[Recipe], float], recipe: Recipe) -> float:
+    """Return the sum of the pairs per second of as many models side by side as notebooks use."""
+    recipes = [replace(recipe, seed=seed) for seed in range(runs.side_by_side())]
+    return sum(runs.run_parallel("", lambda r, report: work(r), recipes))
 
 
 def score_rate(recipe: Recipe, prepared: Prepared, views: int) -> float:
-    """Return pairs scored per second, by as many models side by side as notebooks use."""
-    recipes = [replace(recipe, seed=seed) for seed in range(runs.side_by_side())]
-
-    def work(r: Recipe, report: Any) -> None:
-        scores.measure(train.fresh(r, prepared).eval(), r.objective, prepared, views, scores.SUBSETS)
-
-    start = perf_counter()
-    runs.run_parallel("scoring", work, recipes)
-    return 4 * 100 * len(recipes) / (perf_counter() - start)  # four subsets of 100
+    """Return pairs scored per second: the four subsets of 100, of an untrained model."""
+    model, start = train.fresh(recipe, prepared).eval(), perf_counter()
+    scores.measure(model, recipe.objective, prepared, views, scores.SUBSETS)
+    return 400 / (perf_counter() - start)
 
 
 # --- open_clip_train, as somebody who installed open_clip_torch would use it ---
@@ -107,9 +100,8 @@ def score_rate(recipe: Recipe, prepared: Prepared, views: int) -> float:
 def peer(recipe: Recipe, prepared: Prepared, context: int, folder: Path) -> Callable[[], float]:
     """Return a function that trains one epoch with open_clip_train and returns its pairs per second.
 
-    Its own loop, CSV data set, workers, transform, tokenizer and optimiser settings; the images are JPEG files of the
-    model's size (its best case). Two things it would not have by itself are given to it: the compact vocabulary and, if
-    asked, a short context. The start of the workers and the first steps are not counted.
+    Its own loop, CSV data set, workers, transform and tokenizer; JPEG files of the model's size (its best case). It is
+    given the compact vocabulary and, if asked, a short context. The first steps are not counted.
     """
     from open_clip_train.data import get_csv_dataset
     from open_clip_train.distributed import init_distributed_device
@@ -136,15 +128,13 @@ def peer(recipe: Recipe, prepared: Prepared, context: int, folder: Path) -> Call
 
     transform, tokenizer = image_transform(recipe.data.pixels, True), partial(tokenize, get_tokenizer("ViT-B-32"))
     data = {"train": get_csv_dataset(args, transform, True, tokenizer=tokenizer)}
-    model = models.build(recipe.model, recipe.data.pixels, len(prepared.token_ids), context, recipe.seed)
+    model = models.build(model_config(recipe.model), recipe.data.pixels, len(prepared.token_ids), context, recipe.seed)
     optimiser = train.make_optimiser(model.to(models.device()), recipe)
 
     def rate() -> float:
         begun: list[float] = []
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            clock = lambda step: begun.append(perf_counter())  # noqa: E731  # called at the start of every step
-            train_one_epoch(model, data, ClipLoss(), 0, optimiser, None, clock, None, args)
+        clock = lambda step: begun.append(perf_counter())  # noqa: E731  # called at the start of every step
+        train_one_epoch(model, data, ClipLoss(), 0, optimiser, None, clock, None, args)
         return recipe.batch * (len(begun) - WARM_UP) / (perf_counter() - begun[WARM_UP])
 
     return rate
@@ -160,14 +150,12 @@ def operations(recipe: Recipe, prepared: Prepared) -> float:
     """
     lengths, rng = (prepared.tokens[:, 0] > 0).sum(axis=1), np.random.default_rng(0)
     tokens = round(np.mean([rng.choice(lengths, recipe.batch, replace=False).max() for _ in range(64)]))
-    with torch.device("meta"):
-        model = models.build(recipe.model, recipe.data.pixels, 1, tokens, seed=0)
-        images = torch.zeros(recipe.batch, 3, recipe.data.pixels, recipe.data.pixels)
-        words = torch.zeros(recipe.batch, tokens, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter:
-        out = model(images, words)
+    side, n = recipe.data.pixels, recipe.batch
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = models.build(model_config(recipe.model), side, 1, tokens, seed=0)
+        out = model(torch.zeros(n, 3, side, side), torch.zeros(n, tokens, dtype=torch.long))
         ClipLoss()(out["image_features"], out["text_features"], out["logit_scale"])
-    return 3 * counter.get_total_flops() / recipe.batch
+    return 3 * counter.get_total_flops() / n
 
 
 def matrix_peak() -> float:
@@ -185,18 +173,13 @@ def matrix_peak() -> float:
 
 def main() -> None:
     """Measure in turns, print the table and keep it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep machine, versions and all rows in FILE")
-    parser.add_argument("--rounds", type=int, default=3, help="how often every contestant has its turn")
-    options = parser.parse_args()
     recipe, prepared = made_up(256, steps=20 if torch.cuda.is_available() else 3)
-    views, many = SCALES["laptop"].augmentations, runs.side_by_side()
-    peak, ours = "matrix-product peak, GFLOP/s", f"ours, {many} at once, pairs/s"
+    views = SCALES["laptop"].augmentations
+    peak, ours = "matrix-product peak, GFLOP/s", f"ours, {runs.side_by_side()} at once, pairs/s"
     contestants: dict[str, Callable[[], float]] = {
         peak: matrix_peak,
-        ours: lambda: together(recipe, prepared, many),
-        "ours, one model on all cores, pairs/s": lambda: train_rate(recipe, prepared),
-        f"scoring, {views} views, pairs/s": lambda: score_rate(recipe, prepared, views),
+        ours: lambda: together(lambda r: train_rate(r, prepared), recipe),
+        f"scoring, {views} views, pairs/s": lambda: together(lambda r: score_rate(r, prepared, views), recipe),
     }
     contexts = CONTEXTS if find_spec("braceexpand") and find_spec("webdataset") else ()
     with TemporaryDirectory() as folder:
@@ -204,7 +187,7 @@ def main() -> None:
             theirs = f"open_clip_train, {context} tokens, pairs/s"
             contestants[theirs] = peer(recipe, prepared, context, Path(folder))
         found: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(options.rounds):  # A B C A B C …: what slows the machine meanwhile slows all of them
+        for _ in range(ROUNDS):  # A B C A B C …: what slows the machine meanwhile slows all of them
             for name, measure in contestants.items():
                 found[name].append(measure())
     for context in contexts:
@@ -212,14 +195,12 @@ def main() -> None:
         found[f"ours / open_clip_train, {context} tokens"] = [a / b for a, b in zip(found[ours], theirs, strict=True)]
     cost = operations(recipe, prepared) / 1e9
     found["ours, share of the peak, %"] = [100 * a * cost / b for a, b in zip(found[ours], found[peak], strict=True)]
-    rows = {}
-    for name, v in found.items():
-        rows[name] = {"median": statistics.median(v), "min": min(v), "max": max(v), "n": len(v)}
-        print(f"{name:<44}{statistics.median(v):>9.1f}   {min(v):.1f} – {max(v):.1f} ({len(v)})")
-    about = {"date": datetime.date.today().isoformat(), "cores": runs.cores(), "system": platform.platform()}
-    about |= {"torch": torch.__version__, "device": models.device().type, "precision": models.precision()}
-    if options.json:
-        store.write_json(options.json, {**about, "rows": rows})
+    for name, values in found.items():
+        print(f"{name:<44}{statistics.median(values):>9.1f}   {min(values):.1f} – {max(values):.1f}")
+    if sys.argv[1:]:
+        about = {"cores": runs.cores(), "device": models.device().type, "precision": models.precision()}
+        about |= {"system": platform.platform(), "torch": torch.__version__}
+        store.write_json(Path(sys.argv[1]), {**about, "rows": found})
 
 
 if __name__ == "__main__":

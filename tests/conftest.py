@@ -4,8 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-for name in [name for name in os.environ if name.startswith("CLIPMEM_")]:
-    del os.environ[name]
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,8 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def own_store(tmp_path, monkeypatch):
     """Give every test a store of its own, in which nothing is wanted anew."""
+    for name in [name for name in os.environ if name.startswith("CLIPMEM_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("CLIPMEM_RUNS", str(tmp_path / "runs"))
     store.rebuild(0)
     return tmp_path / "runs"

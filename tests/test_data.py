@@ -1,280 +1,260 @@
-"""The cache, the split, and all of it together."""
+"""Every layout that a captioned set may have, every way in which one may be broken, and what is made of it."""
 
-import errno
-import hashlib
-import json
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+import io
+import os
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from conftest import SHARED
 from photo_sets import caption, columns, picture, write_parquet
+from PIL import Image
 
-import lib.data
-import lib.pairs
-import lib.sources
-from lib.captions import encode
-from lib.data import DataError, Pairs, distinct_rows, fit_sizes, load, prepare, split
-from lib.recipes import SUBSETS, Data
-from lib.scenes import make_scenes
+from lib.captions import DataError, encode
+from lib.data import load, prepare
+from lib.recipes import Data
+from lib.sources import check, decode_image
 
-SIZES = {"shared": 40, "candidate": 60, "independent": 60, "external": 20, "disjoint": 20}
+SIZES = {"shared": 40, "candidate": 60, "independent": 60, "external": 20, "test": 20}
+TWO = [["a cat", "one cat"]] * 3
+LAYOUTS = [{"captions": TWO}, {"sentences_raw": TWO}, {"caption": [["a cat", " ", None, "one cat "]] * 3, "text": TWO}]
+DEEP = [(np.uint16, 4095), (np.uint16, 65535), (np.int32, 255), (np.float32, 1), (np.float32, 255)]  # type, largest
+
+
+def small(path, **named):
+    return load(Data(str(path), pixels=8, **named))
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> str:
-    table = columns(220)
+    """220 pairs in two classes; three images are equal to others, one pair has a single caption."""
+    table = columns(220) | {"label": ["x", "y"] * 110}
     for copy, first in ((5, 4), (100, 4), (201, 200)):
         table["image"][copy] = table["image"][first]
     table["captions"][3] = [caption(3)]
     return write_parquet(tmp_path_factory.mktemp("photos") / "photos.parquet", table)
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list[int]:
-    """One entry for every image that is decoded."""
-    seen: list[int] = []
-    original = lib.sources.decode_image
-    monkeypatch.setattr(lib.sources, "decode_image", lambda cell, p: seen.append(p) or original(cell, p))
-    return seen
+@pytest.mark.parametrize("layout", [*LAYOUTS, {"caption_10": ["one cat"] * 3, "caption_2": ["a cat"] * 3}])
+def test_captions_are_found_in_every_usual_layout(tmp_path, layout):
+    pairs = small(write_parquet(tmp_path / "set.parquet", columns(3, **layout)))
+    assert pairs.captions == TWO and pairs.classes == [[]] * 3 and pairs.images.shape == (3, 3, 8, 8)
 
 
-def noise_pairs(n: int) -> Pairs:
-    images = np.random.default_rng(0).integers(0, 256, (n, 3, 4, 4), dtype=np.uint8)
-    return Pairs("noise", images, [[caption(i)] for i in range(n)], np.arange(n), None, (), None, None, "f")
+def test_unusual_columns_are_refused_by_name_and_taken_when_named(tmp_path):
+    cells = columns(3)["image"]
+    path = write_parquet(tmp_path / "own.parquet", {"photo": cells, "sentences": TWO, "label": TWO, "scene": [1, 2, 3]})
+    for named, said in {
+        ("",): r"own\.parquet: no image column\..* photo, sentences, label, scene\..* --image COLUMN .*`image` in a",
+        ("photo",): r"no caption column\. .*--captions COLUMN .*`captions` in a notebook",
+        ("photo", ("sentense",)): "no caption column 'sentense'",
+        ("photo", ("scene",)): r"'scene' holds .*int64.*expected text or lists of text",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            check(path, *named)
+    pairs = small(path, image_column="photo", caption_columns=("sentences", "label"))
+    assert pairs.captions == [TWO[0] * 2] * 3 and pairs.classes == [[]] * 3  # a column of captions is no label
+    assert np.array_equal(pairs.images[1], decode_image(picture(1), 8))
 
 
-def test_the_second_load_decodes_nothing(photos, tmp_path, decoded):
-    first = load(Data(photos, pixels=8), tmp_path)
-    again = load(Data(photos, pixels=8), tmp_path)
-    assert len(decoded) == 220
-    assert np.array_equal(first.images, again.images) and first.captions == again.captions
-    assert first.fingerprint == again.fingerprint
-    load(Data(photos, pixels=9), tmp_path)
-    assert decoded.count(9) == 220
+def test_a_mask_is_not_taken_for_the_image(tmp_path):
+    path, masks = str(tmp_path / "set.parquet"), {"mask": columns(6)["image"][3:]}
+    rows = datasets.Dataset.from_dict(masks | columns(3, caption=[*"abc"])).cast_column("mask", datasets.Image())
+    rows.cast_column("image", datasets.Image()).to_parquet(path)
+    assert np.array_equal(small(path).images[0], decode_image(picture(0), 8))
+    rows.cast_column("image", datasets.Image()).rename_column("image", "photo").to_parquet(path)
+    with pytest.raises(DataError, match="no image column"):  # one of the two, who knows
+        check(path)
 
 
-def test_two_at_once_decode_once(photos, tmp_path, decoded):
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: load(Data(photos, pixels=8), tmp_path), range(2))
-    assert len(decoded) == 220 and first.fingerprint == second.fingerprint
+def test_one_row_per_caption_becomes_one_pair_with_all_of_them(tmp_path):
+    table = columns(60, caption=[caption(i) for i in range(60)])
+    table["image"] = [table["image"][i // 20 if i < 40 else 39 + i // 5] for i in range(60)]
+    table["caption"][44] = table["caption"][43]
+    pairs = small(write_parquet(tmp_path / "set.parquet", table))
+    assert pairs.captions[0] == [caption(i) for i in range(10)]  # of 20, so that none widens the tokens of all
+    assert pairs.captions[2] == [caption(i) for i in (40, 41, 42, 43)] and pairs.ids.shape == (6, 10, 24)
+    assert pairs.table["pair_id"].tolist() == [0, 20, 40, 45, 50, 55]
+    table["caption"] = [[text, "another"] for text in table["caption"]]  # several each: the first row's are kept
+    assert small(write_parquet(tmp_path / "set.parquet", table)).captions[2] == [caption(40), "another"]
 
 
-def test_the_fingerprint_is_of_the_content(photos, tmp_path):
-    pairs = load(Data(photos, pixels=8), tmp_path / "cache")
-    moved = write_parquet(tmp_path / "moved.parquet", lib.pairs.pq.read_table(photos).to_pydict())
-    assert load(Data(moved, pixels=8), tmp_path / "other").fingerprint == pairs.fingerprint
-    changed = columns(220)
-    changed["captions"][9] = ["another"]
-    write_parquet(tmp_path / "moved.parquet", changed)
-    assert load(Data(moved, pixels=8), tmp_path / "other").fingerprint != pairs.fingerprint
+def test_labels_of_every_kind(tmp_path):
+    for values, classes, names in (
+        (["dog", "cat", "", None], [[1], [0], [], []], {0: "cat", 1: "dog"}),
+        ([True, False, None, True], [[1], [0], [], [1]], {0: "False", 1: "True"}),
+        ([1.0, 2.0, float("nan"), 1.0], [[0], [1], [], [0]], {0: "1.0", 1: "2.0"}),
+        ([3, -1, 7, None], [[3], [], [7], []], {}),
+        (pa.array([1, 2**63, 1, 2**63], pa.uint64()), [[0], [1]] * 2, {0: "1", 1: str(2**63)}),
+        ([["b", "a"], [], None, ["a"]], [[1, 0], [], [], [0]], {0: "a", 1: "b"}),
+        (columns(4)["image"], [[]] * 4, {}),
+    ):
+        pairs = small(write_parquet(tmp_path / "set.parquet", columns(4, caption=[*"abcd"], label=values)))
+        assert pairs.classes == classes and pairs.class_names == names
 
 
-def fingerprint_without_sets(pairs: Pairs) -> str:
-    """What a fingerprint was before there were label sets: runs of older data sets are found by it."""
-    numbers = [pairs.pair_ids, pairs.labels] if pairs.rarity is None else [pairs.labels, pairs.rarity, pairs.vagueness]
-    parts = [json.dumps([pairs.images.shape, pairs.captions]).encode(), pairs.images.tobytes()]
-    parts += [b"none" if x is None else f"{x.dtype}{x.shape}".encode() + x.tobytes() for x in numbers]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+def test_classes_become_shares_with_the_names_of_the_source(tmp_path):
+    rows = datasets.Dataset.from_dict(columns(200) | {"labels": [[2, 0], [], [0, 0], [2]] * 50})
+    kinds = datasets.List(datasets.ClassLabel(names=["cat", "dog", "cow"]))
+    rows.cast_column("labels", kinds).to_parquet(tmp_path / "set.parquet")
+    ready = prepare(Data(str(tmp_path / "set.parquet"), 8, **SIZES))
+    assert ready.class_names == ("cat", "cow") and ready.true_targets.dtype == np.float32
+    assert ready.true_targets[:4].tolist() == [[0.5, 0.5], [0, 0], [1, 0], [0, 1]]
+    path = write_parquet(tmp_path / "set.parquet", columns(200) | {"label": [str(i) for i in range(200)]})
+    assert prepare(Data(path, 8, **SIZES)).class_names == ()  # these only number the images
 
 
-def test_sets_of_labels_are_kept_and_count_in_the_fingerprint_only_where_there_are_any(photos, tmp_path):
-    scenes, plain = load(Data("scenes", 16, **SIZES), tmp_path), load(Data(photos, pixels=8), tmp_path)
-    single = write_parquet(tmp_path / "single.parquet", columns(9, caption=["a"] * 9, label=list(range(9))))
-    for pairs in (scenes, plain, load(Data(single, pixels=8), tmp_path)):
-        assert pairs.label_sets is None and pairs.fingerprint == fingerprint_without_sets(pairs)
-    found = []
-    for sets in ([[3, 1], [], None], [[3, 1], [], [2]]):
-        path = write_parquet(tmp_path / "several.parquet", columns(3, caption=["a"] * 3, labels=sets))
-        first, again = (load(Data(path, pixels=8), tmp_path) for _ in range(2))
-        assert first.label_sets == again.label_sets == [one or [] for one in sets] and first.labels is None
-        assert first.fingerprint == again.fingerprint != fingerprint_without_sets(first)
-        found.append(first.fingerprint)
-    assert found[0] != found[1]
+def test_broken_rows_are_named_and_skipped_up_to_one_per_cent(tmp_path):
+    table = columns(300)
+    table["image"][17]["bytes"] = table["image"][17]["bytes"][:-300]
+    table["image"][18]["bytes"] = b"no image"
+    table["captions"][40] = ["", " \u200b\u2060\u00ad\x00"]  # nothing of it shows
+    table["captions"][41] = ["", r"$\frac{70 costs $5 and $6"]
+    named = r"set\.parquet: 3 of 300 .*row 17: .*truncated.*; row 18: .*cannot identify.*; row 40: no caption"
+    with pytest.warns(UserWarning, match=named):
+        pairs = small(write_parquet(tmp_path / "set.parquet", table))
+    assert pairs.table["pair_id"].tolist() == [i for i in range(300) if i not in (17, 18, 40)]
+    assert pairs.captions[38] == [r"$\frac{70 costs $5 and $6"] and len(pairs.images) == len(pairs.ids) == 297
+    table["captions"][42] = []
+    with pytest.raises(DataError, match=r"4 of 300 rows cannot be used: row 17.*At most 1% are skipped"):
+        small(write_parquet(tmp_path / "set.parquet", table))
 
 
-@pytest.mark.parametrize("damage", ["images.bin", "table.parquet", "meta.json", "one byte"])
-def test_a_damaged_cache_is_decoded_again(photos, tmp_path, decoded, damage):
-    pairs = load(Data(photos, pixels=8), tmp_path)
-    folder = next(path for path in (tmp_path / "pairs").iterdir() if path.is_dir())
-    file = folder / ("images.bin" if damage == "one byte" else damage)
-    content = bytearray(file.read_bytes())
-    content[-100] ^= 1
-    file.write_bytes(content if damage == "one byte" else content[: len(content) // 2])
-    with pytest.warns(UserWarning, match="is damaged"):
-        again = load(Data(photos, pixels=8), tmp_path)
-    assert len(decoded) == 440 and again.fingerprint == pairs.fingerprint
+def test_damaged_files_are_refused_by_name_and_nothing_else_is_said(tmp_path, capfd):
+    path = Path(write_parquet(tmp_path / "set.parquet", columns(400)))
+    whole, none = path.read_bytes(), pa.BufferOutputStream()
+    pq.write_table(pa.table(columns(1)).slice(0, 0), none)
+    holed = whole[:3000] + bytes(50_000) + whole[53_000:]
+    for content in (whole[:50_000], b"hello", b"", holed, none.getvalue()):
+        path.write_bytes(content)
+        for call in (check, small):
+            with pytest.raises(DataError, match=r"set\.parquet: (cannot be read|reading stopped).*[Cc]opy"):
+                call(str(path))
+    assert "rror" not in "".join(capfd.readouterr())
 
 
-def test_large_sets_stay_on_disk(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(lib.pairs, "LARGE", 1000)
-    pairs = load(Data(photos, pixels=8), tmp_path)
-    assert isinstance(pairs.images, np.memmap) and len(distinct_rows(pairs.images)) == 217
-    assert not pairs.images.flags.writeable, "Linux counts a writable map as memory, all of it, and may refuse it"
+def test_names_that_lead_nowhere_say_what_is_near(tmp_path):
+    write_parquet(tmp_path / "photos.parquet", columns(1))
+    for name, said in {
+        "flickr8": "'flickr8' not found. Did you mean 'flickr8k'",
+        str(tmp_path / "photo.parquet"): r"Did you mean 'photos\.parquet'",
+        str(tmp_path): r"expected a \.parquet file, or an image folder with metadata\.csv",
+        "flickr8k": r"jxie/flickr8k: cannot be read .*network .*downloaded parquet",  # tests are offline
+        **dict.fromkeys(["", "x" * 300, "~nobody/x", "a\0b", "x" * 300 + "/y.parquet"], "not found"),
+    }.items():
+        with pytest.raises(DataError, match=said):
+            check(name)
 
 
-def test_a_full_disk_is_said_before_decoding(photos, tmp_path, monkeypatch, decoded):
-    monkeypatch.setattr(lib.pairs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match=r"pairs: no room .* 0\.2 MB are needed there and 0\.0 MB are free"):
-        load(Data(photos, pixels=8), tmp_path)
-    assert not decoded
+@pytest.mark.parametrize("name", ["set[1]", "star*", "what?", "my photos ü", "{a}"])
+def test_paths_are_read_as_they_are_written(tmp_path, name):
+    for other in ("set1", "starry", "what1", name):
+        write_parquet(tmp_path / f"{other}.parquet", columns(3, caption=[other, "b", "c"]))
+    assert small(tmp_path / f"{name}.parquet").captions == [[name], ["b"], ["c"]]
+    folder = tmp_path / name / "test"  # no split, whatever it is called
+    folder.mkdir(parents=True)
+    for i in range(5):  # the last one is not listed, so it is left out
+        (folder / f"{i}.jpg").write_bytes(picture(i, form="JPEG"))
+    table = pd.DataFrame({"file_name": [f"test/{i}.jpg" for i in range(4)], "caption": [*"abcd"], "label": [*"xyxy"]})
+    table.to_csv(folder.parent / "metadata.csv", index=False)
+    assert check(str(folder.parent)) and small(folder.parent).captions == [["a"], ["b"], ["c"], ["d"]]
+    (folder / "3.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 of 4 rows cannot be used: row 3: .*3\.jpg cannot be read"):
+        small(folder.parent)
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(photos, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_exotic_images_keep_their_brightness(tmp_path):
+    def saved(image, form, **how):
+        image.save(file := io.BytesIO(), form, **how)
+        return decode_image({"bytes": file.getvalue(), "path": None}, 8)
 
-    monkeypatch.setattr(lib.pairs.pq, "write_table", fail)
-    with pytest.raises(DataError, match="no room for the decoded images"):
-        load(Data(photos, pixels=8), tmp_path)
-    assert [path.suffix for path in (tmp_path / "pairs").iterdir()] == [".lock"]
-    monkeypatch.undo()
-    assert len(load(Data(photos, pixels=8), tmp_path).images) == 220
-
-
-def test_split_is_disjoint_sized_and_decided_by_the_seed():
-    pairs, data = noise_pairs(300), Data(**SIZES)
-    subsets = split(pairs, data)
-    assert {name: len(rows) for name, rows in subsets.items()} == SIZES and tuple(subsets) == SUBSETS
-    everything = np.concatenate(list(subsets.values()))
-    assert len(set(everything)) == 200 and all((np.diff(rows) > 0).all() for rows in subsets.values())
-    renamed = replace(pairs, name="other", captions=[["x"]] * 300, fingerprint="g")
-    again = split(renamed, replace(data, wrong=0.5, dataset="other", context=9))
-    assert all(np.array_equal(subsets[name], again[name]) for name in subsets)
-    other = split(pairs, replace(data, seed=1))
-    assert not np.array_equal(subsets["shared"], other["shared"])
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    for kind, top in DEEP:
+        assert np.abs(saved(Image.fromarray((ramp * top).astype(kind)), "TIFF") - ramp * 255).max() < 1.01
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
+        assert saved(Image.new("RGB", (30, 9), "white").convert(mode), "TIFF" if mode == "CMYK" else "PNG").min() > 250
+    clear = Image.new("RGBA", (30, 10))  # with a red centre
+    clear.paste((255, 0, 0, 255), (10, 0, 20, 10))
+    for image in (clear, clear.quantize(4)):  # RGBA, and a palette with alpha
+        assert saved(image, "PNG")[:, 4, 4].tolist() == [255, 0, 0]
+        assert saved(image.crop((0, 0, 9, 9)), "PNG").min() == 255
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    assert saved(red, "GIF", save_all=True, append_images=[blue])[:, 0, 0].tolist() == [255, 0, 0]  # animated
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="no image"):
+        decode_image(str(tmp_path / "pipe.png"), 8)
 
 
-def test_identical_images_never_straddle():
-    pairs = noise_pairs(300)
-    pairs.images[200:] = pairs.images[:100]
-    assert distinct_rows(pairs.images).tolist() == list(range(200))
-    for seed in range(5):
-        rows = np.concatenate(list(split(pairs, Data(**SIZES, seed=seed)).values()))
-        assert sorted(rows) == list(range(200))
-    with pytest.raises(DataError, match="need 201 distinct images, found 200"):
-        split(pairs, Data(**(SIZES | {"disjoint": 21})))
-
-
-def test_sizes_shrink_in_proportion_but_not_below_forty_candidates():
-    data = Data(**SIZES)
-    assert fit_sizes(data, 200) is data
-    assert fit_sizes(data, 150).sizes() == {
-        "shared": 30, "candidate": 45, "independent": 45, "external": 15, "disjoint": 15,
-    }  # fmt: skip
-    assert fit_sizes(data, 134).candidate == 40
-    with pytest.raises(DataError, match=r"133 distinct images are too few. .* need 200, or at least 134"):
-        fit_sizes(data, 133)
-
-
-def test_prepare_from_a_file(photos, tmp_path):
-    data = Data(photos, 8, **(SIZES | {"shared": 100}), context=16)
+def test_too_few_rows_and_captions_that_are_alike_are_refused(tmp_path):
+    data = Data(write_parquet(tmp_path / "few.parquet", columns(150)), 8, **SIZES)
     with pytest.warns(UserWarning, match="smaller than asked for"):
-        ready = prepare(data, tmp_path)
-    assert sum(ready.data.sizes().values()) <= 217 and ready.fingerprint == ready.pairs.fingerprint
-    table = ready.table
-    assert table.groupby("subset").size().to_dict() == ready.data.sizes()
-    for name, rows in ready.subsets.items():
-        assert table.index[table.subset == name].tolist() == rows.tolist()
-    planted = table.subset.isin(["candidate", "independent"])
-    assert set(table.kind[~planted]) == {"clean"}
-    counts = table[planted].groupby(["subset", "kind"]).size().unstack()
-    assert (counts.loc["candidate"] == counts.loc["independent"]).all()  # f and g learn from equally good data
-    assert table.vagueness.isna().all() and table.rarity.isna().all()
-    wrong = table[table.kind == "wrong"]
-    assert len(wrong) == 2 * round(0.2 * ready.data.candidate) and (wrong.dose == 1).all()
-    assert wrong.caption.tolist() == [ready.pairs.captions[donor][0] for donor in wrong.donor]
-    assert ready.class_names == ("dog", "cat", "bike", "tree")
-    spoken = ["dog", "cat", "bicycle", "tree"]
-    for row in table.itertuples():  # the label goes with the captions: a wrong pair has its donor's
-        classes, own = (
-            [k for k, word in enumerate(spoken) if word in " ".join(ready.pairs.captions[source])]
-            for source in (row.donor if row.kind == "wrong" else row.Index, row.Index)
-        )
-        assert row.label == (classes[0] if classes else -1) and row.mislabelled == (classes != own)
-    assert 0 < table.mislabelled.sum() <= len(wrong)
+        assert list(prepare(data).data.sizes().values()) == [30, 45, 45, 15, 15]
+    with pytest.raises(DataError, match=r"150 distinct images are too few.* need 240, or at least 160 when shrunk"):
+        prepare(replace(data, shared=80))
+    for texts, said in ((["one", "two"] * 150, "fewer than 3 different captions"), ([""] * 300, "no caption that is")):
+        with pytest.raises(DataError, match=said):
+            check(write_parquet(tmp_path / "alike.parquet", columns(300, caption=texts)))
+    texts = [""] * 20 + ["a"] * 270 + [*"bcdefghijk"]  # the first ones may be broken or alike
+    assert check(write_parquet(tmp_path / "sorted.parquet", columns(300, caption=texts)))
 
 
-def test_odd_pairs_are_clean_ones_shown_as_their_negatives(tmp_path):
-    ready = prepare(Data("scenes", 16, **SIZES, odd=0.25), tmp_path)
-    odd, table = np.flatnonzero(ready.odd), ready.table
-    subsets = [ready.subsets[name] for name in ("candidate", "independent")]
-    assert [np.isin(odd, rows).sum() for rows in subsets] == [round(0.25 * 60)] * 2 and len(odd) == 30
-    assert table.index[table.kind == "odd"].tolist() == odd.tolist()
-    assert (table.dose[odd] == 0).all() and (table.donor[odd] == -1).all() and not table.mislabelled[odd].any()
-    assert all(ready.captions[row] == ready.pairs.captions[row] for row in odd)
-    assert table.kind[table.subset == "candidate"].value_counts().to_dict() == {
-        "clean": 21, "odd": 15, "wrong": 12, "dosed": 12,
-    }  # fmt: skip
-    rows = ready.subsets["candidate"]
-    shown, plain = ready.pictures(rows).astype(int), ready.pairs.images[rows].astype(int)
-    assert np.array_equal(shown, np.where(ready.odd[rows, None, None, None], 255 - plain, plain))
-    without, other = prepare(replace(ready.data, odd=0.0), tmp_path), prepare(replace(ready.data, seed=1), tmp_path)
-    assert not without.odd.any() and without.captions == ready.captions
-    assert not np.array_equal(other.odd, ready.odd)
+def test_pairs_are_split_and_corrupted_with_the_truth_kept(photos, prepared):
+    ready = prepare(Data(photos, 8, **SIZES, context=16))
+    pairs, table, rows = load(ready.data), ready.table, np.concatenate(list(ready.subsets.values()))
+    assert len(pairs.images) == 217 and len(set(rows)) == len(table) == 200
+    assert all(table.index[table["subset"] == name].tolist() == part.tolist() for name, part in ready.subsets.items())
+    counts = table.groupby(["subset", "corruption"]).size().unstack(fill_value=0)  # f and g: equally good data
+    assert counts.loc[[*SIZES]].to_numpy().tolist() == [[40, 0, 0, 0], *[[30, 6, 12, 12]] * 2, *[[20, 0, 0, 0]] * 2]
+    same = np.array([own == before for own, before in zip(ready.captions, pairs.captions, strict=True)])
+    assert (table["corruption"].isin(["clean", "inverted"]) == same[table.index]).all()
+    swapped = table[table["corruption"] == "swapped"]
+    donors = pd.Index(pairs.table["pair_id"]).get_indexer(swapped["donor"])
+    assert swapped["caption"].tolist() == [pairs.captions[donor][0] for donor in donors]
+    assert np.array_equal(ready.targets[swapped.index], ready.true_targets[donors]) and ready.class_names == ("x", "y")
+    assert (table["mislabelled"] == (ready.targets != ready.true_targets)[table.index, 0]).all()
+    assert (table["label"] == ready.targets.argmax(axis=1)[table.index]).all() and 0 < table["mislabelled"].sum() <= 24
+    assert np.flatnonzero(ready.inverted).tolist() == table.index[table["corruption"] == "inverted"].tolist()
+    assert np.array_equal(ready.images, np.where(ready.inverted[:, None, None, None], 255 - pairs.images, pairs.images))
+    assert np.array_equal(ready.originals(rows), pairs.images[rows])
+    assert np.array_equal(ready.token_ids[ready.tokens], encode(ready.captions, 2, 16)[..., : ready.tokens.shape[2]])
+    truth = prepared.table[["rarity", "vagueness"]]  # of scenes
+    assert truth.min().min() >= 0 and truth.max().max() <= 1 and table[[*truth]].isna().all(axis=None)
 
 
-def test_tokens_are_those_of_open_clip_in_fewer_numbers(photos, tmp_path):
-    ready = prepare(Data(photos, 8, **SIZES, context=16), tmp_path)
-    own = [[own[c % len(own)]] for own in ready.captions for c in range(2)]
-    whole = encode(own, 1, 16).reshape(220, 2, 16)
-    length = ready.tokens.shape[2]
-    assert np.array_equal(ready.token_ids[ready.tokens], whole[:, :, :length]) and not whole[:, :, length:].any()
-    assert whole[:, :, length - 1].any() and ready.token_ids[0] == 0 and (np.diff(ready.token_ids) > 0).all()
-    assert ready.tokens.dtype == np.int32 and (ready.tokens.max(axis=2) == len(ready.token_ids) - 1).all()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = prepare(replace(ready.data, seed=5), tmp_path)
-    assert np.array_equal(again.token_ids, ready.token_ids)  # one vocabulary, whatever the split
+def test_split_and_fingerprint_follow_from_the_content_alone(photos, tmp_path):
+    table, data, moved = pq.read_table(photos).to_pydict(), Data(photos, 8, **SIZES), tmp_path / "moved.parquet"
+    first, other = prepare(data), prepare(replace(data, seed=1))
+    again = prepare(replace(data, dataset=write_parquet(moved, table)))
+    assert first.fingerprint == again.fingerprint == other.fingerprint and first.captions == again.captions
+    assert all(np.array_equal(first.subsets[name], again.subsets[name]) for name in SIZES)
+    assert not np.array_equal(first.subsets["test"], other.subsets["test"])
+    gap = {name: [[""] if name == "captions" else values[0], *values] for name, values in table.items()}
+    one = {"captions": [["a"], *table["captions"][1:]]}, {"image": [columns(221)["image"][220], *table["image"][1:]]}
+    found = [small(write_parquet(moved, table | change)) for change in (*one, {"label": ["x", "z"] * 110})]
+    with pytest.warns(UserWarning, match="row 0"):
+        found.append(small(write_parquet(moved, gap)))  # every pair id is one higher
+    assert len({first.fingerprint, *(pairs.fingerprint for pairs in found)}) == 5
 
 
-def test_long_captions_are_cut_and_keep_their_end(tmp_path):
-    longer = [f"{caption(i)} and {'on ' * i}" for i in range(60)]
-    path = write_parquet(tmp_path / "set.parquet", columns(60, caption=longer))
-    sizes = {"shared": 4, "candidate": 40, "independent": 10, "external": 3, "disjoint": 3}
-    ready = prepare(Data(path, 8, **sizes, context=10), tmp_path)
-    assert ready.tokens.shape == (60, 1, 10)
-    assert (ready.token_ids[ready.tokens[:, 0, -1]] == 49407).all()
+def test_a_second_load_reads_nothing_and_a_changed_file_is_decoded_anew(tmp_path):
+    path = Path(write_parquet(tmp_path / "set.parquet", columns(30)))
+    first, stat = small(path), path.stat()
+    path.write_bytes(bytes(stat.st_size))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert np.array_equal(first.images, small(path).images) and first.captions == small(path).captions
+    assert len(small(write_parquet(path, columns(31))).images) == 31
 
 
-def test_scenes_are_drawn_once_and_again_when_their_code_changes(tmp_path, monkeypatch):
-    data, drawn, place = Data("scenes", 16, **SIZES), [], lib.data.locate("scenes")
-    monkeypatch.setattr(lib.data, "make_scenes", lambda n, *how: drawn.append(n) or make_scenes(n, *how))
-    first, again = load(data, tmp_path), load(data, tmp_path)
-    assert drawn == [200] and first.fingerprint == again.fingerprint and first.label_names == again.label_names
-    for name in ("images", "labels", "rarity", "vagueness", "pair_ids"):
-        ours, kept = getattr(first, name), getattr(again, name)
-        assert np.array_equal(ours, kept) and ours.dtype == kept.dtype
-    monkeypatch.setattr(lib.data, "locate", lambda _: place._replace(identity="changed"))
-    assert load(data, tmp_path).fingerprint == first.fingerprint and drawn == [200, 200]
-
-
-def test_threads_may_prepare_the_same_set_at_once(photos, tmp_path):
-    data = Data(photos, 8, **SIZES, context=16)
-    with ThreadPoolExecutor(4) as pool:
-        ready = list(pool.map(lambda _: prepare(data, tmp_path), range(4)))
-    assert all(np.array_equal(one.tokens, ready[0].tokens) for one in ready)
-    assert len(list((tmp_path / "tokens").iterdir())) == 1
-
-
-def test_scenes_carry_their_truth(tmp_path, monkeypatch):
-    def fake(n, pixels, seed):
-        images = np.stack([lib.sources.decode_image(picture(i), pixels) for i in range(n)])
-        captions = [[caption(i), caption(i, 1)] for i in range(n)]
-        rarity = np.linspace(0, 1, n, dtype=np.float32)
-        vagueness = np.stack([rarity, 1 - rarity], axis=1)
-        return SimpleNamespace(
-            images=images, captions=captions, labels=np.arange(n) % 3, label_names=("a", "b", "c"),
-            rarity=rarity, vagueness=vagueness,
-        )  # fmt: skip
-
-    monkeypatch.setattr(lib.data, "make_scenes", fake)
-    ready = prepare(Data("scenes", 8, **SIZES), tmp_path)
-    assert len(ready.pairs.images) == len(ready.table) == 200 and ready.data == Data("scenes", 8, **SIZES)
-    table = ready.table
-    assert np.array_equal(table.rarity, ready.pairs.rarity) and np.array_equal(table.vagueness, ready.pairs.rarity)
-    given = np.where(table.kind == "wrong", table.donor, table.index) % 3
-    assert (table.label == given).all() and (table.pair_id == table.index).all()
-    assert (table.mislabelled == (given != table.index % 3)).all() and table.mislabelled.any()
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: photographs are not part of the project")
+@pytest.mark.parametrize(("name", "captions", "classes"), [("flickr8k", 5, 0), ("coco12k", 1, 12)])
+def test_photographs(tmp_path, name, captions, classes):
+    some = next(pq.ParquetFile(SHARED / f"{name}.parquet").iter_batches(batch_size=300))
+    pq.write_table(pa.Table.from_batches([some]), tmp_path / "some.parquet")
+    ready = prepare(Data(str(tmp_path / "some.parquet"), 48, **SIZES))
+    assert ready.images.shape == (300, 3, 48, 48) and 20 < ready.images.std() < 120
+    assert ready.tokens.shape[1] == captions and len(ready.class_names) >= classes and ready.token_ids[-1] == 49407

@@ -18,7 +18,7 @@ def seeded(seed=0):
 
 def built(seed=3, **changes):
     sizes = {"pixels": PIXELS, "vocabulary": WORDS, "context": CONTEXT}
-    return models.build(**{"name": "smoke", **sizes, "seed": seed, **changes})
+    return models.build(**{"config": recipes.model_config("smoke"), **sizes, "seed": seed, **changes})
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_equal_arguments_give_equal_weights_and_the_global_generator_is_left_alo
 
 def test_an_unknown_model_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"one of gpu, laptop, paper, .*got 'laptp'\. Did you mean 'laptop'\?"):
-        built(name="laptp")
+        recipes.model_config("laptp")
     assert recipes.model_config("smoke")["embed_dim"] == 64
 
 

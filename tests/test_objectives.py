@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lib import model as models
 from lib import objectives, train
 from lib.objectives import Resident
-from lib.recipes import Recipe
+from lib.recipes import Recipe, model_config
 
 WORDS, CONTEXT, START, END = 60, 12, 58, 59
 
@@ -22,7 +22,7 @@ def seeded(seed=0):
 
 @pytest.fixture
 def model():
-    return models.build(name="smoke", pixels=32, vocabulary=WORDS, context=CONTEXT, seed=1, classes=3)
+    return models.build(model_config("smoke"), pixels=32, vocabulary=WORDS, context=CONTEXT, seed=1, classes=3)
 
 
 @pytest.fixture

@@ -20,25 +20,25 @@ def over_seeds(table, statistic):
 
 
 def difference(part):
-    means = part.groupby("kind")["clipmem"].mean()
-    return means["wrong"] - means["clean"]
+    means = part.groupby("corruption")["clipmem"].mean()
+    return means["swapped"] - means["clean"]
 
 
-def odd_difference(part):
-    means = part.groupby("kind")["clipmem"].mean()
-    return means["odd"] - means["clean"]
+def inverted_difference(part):
+    means = part.groupby("corruption")["clipmem"].mean()
+    return means["inverted"] - means["clean"]
 
 
 def gain(part):
-    part = part[part["kind"].isin(["clean", "wrong"])]
-    wrong = part["kind"] == "wrong"
-    free = {"similarity_g": -1, "similarity_f": -1, "loss_f": 1}
-    best = max(roc_auc_score(wrong, sign * part[score]) for score, sign in free.items())
-    return roc_auc_score(wrong, part["clipmem"]) - best
+    part = part[part["corruption"].isin(["clean", "swapped"])]
+    swapped = part["corruption"] == "swapped"
+    baselines = {"similarity_g": -1, "similarity_f": -1, "loss_f": 1}
+    best = max(roc_auc_score(swapped, sign * part[score]) for score, sign in baselines.items())
+    return roc_auc_score(swapped, part["clipmem"]) - best
 
 
-def rank_correlation(column, kinds):
-    return lambda part: spearmanr(*part.loc[part["kind"].isin(kinds), ["clipmem", column]].to_numpy().T)[0]
+def rank_correlation(column, *corruptions):
+    return lambda part: spearmanr(*part.loc[part["corruption"].isin(corruptions), ["clipmem", column]].to_numpy().T)[0]
 
 
 def layer_gap(a, b):
@@ -53,7 +53,7 @@ def layer_gap(a, b):
 def rank_gap(group, a, b):
     def value(folder):
         direct = pd.read_csv(folder / "01_which_pairs.csv")
-        chosen = direct[direct["mislabelled"] if group == "wrong" else direct["kind"] == group]
+        chosen = direct[direct["mislabelled"] if group == "swapped" else direct["corruption"] == group]
         return (chosen[f"{a}_rank"] - chosen[f"{b}_rank"]).mean()
 
     return value
@@ -110,8 +110,8 @@ def range_effect(folder):
 OTHERS = {
     "1a": layer_gap("label", "caption"),
     "1b": layer_gap("caption", "view"),
-    "1c": rank_gap("wrong", "caption", "view"),
-    "1d": rank_gap("odd", "caption", "label"),
+    "1c": rank_gap("swapped", "caption", "view"),
+    "1d": rank_gap("inverted", "caption", "label"),
     "1e": between,
     "3a": encoder_gap("CLIP"),
     "3b": condition_gap("text retrained", "image retrained"),
@@ -130,10 +130,10 @@ OTHERS = {
 HEADLINES = {
     "2a": difference,
     "2b": gain,
-    "2c": rank_correlation("dose", ["clean", "dosed", "wrong"]),
-    "2e": rank_correlation("vagueness", ["clean"]),
-    "2g": odd_difference,
-    "2f": rank_correlation("rarity", ["clean"]),
+    "2c": rank_correlation("share_swapped", "clean", "partly_swapped", "swapped"),
+    "2e": rank_correlation("vagueness", "clean"),
+    "2g": inverted_difference,
+    "2f": rank_correlation("rarity", "clean"),
 }
 
 
@@ -149,7 +149,7 @@ def test_headlines_follow_from_the_committed_table(folder):
     assert {"2a", "2b", "2c", "2d"} <= set(found)
     for name in HEADLINES.keys() & found.keys():
         assert over_seeds(table, HEADLINES[name]) == pytest.approx(found[name]["value"], abs=2e-3), name
-    over = table[table["kind"] == "clean"]["clipmem"].mean() - table["null"].quantile(0.975)
+    over = table[table["corruption"] == "clean"]["clipmem"].mean() - table["noise_floor"].quantile(0.975)
     assert over == pytest.approx(found["2d"]["value"], abs=2e-3)
 
 

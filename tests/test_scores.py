@@ -16,7 +16,7 @@ import lib.model
 from lib import runs, scores
 from lib.model import build, image_layers, light_crop, normalise
 from lib.objectives import other_view
-from lib.recipes import f_and_g
+from lib.recipes import f_and_g, model_config
 
 COLUMNS = {"caption": {"plain", "contrast", "similarity", "loss"}, "label": {"probability"}, "view": {"distance_image"}}
 
@@ -30,7 +30,8 @@ def vectors(*shape, seed=0):
 
 
 def made(prepared, classes=0):
-    return build("smoke", 32, len(prepared.token_ids), prepared.tokens.shape[2], seed=2, classes=classes).eval()
+    words, length = len(prepared.token_ids), prepared.tokens.shape[2]
+    return build(model_config("smoke"), 32, words, length, seed=2, classes=classes).eval()
 
 
 @pytest.fixture

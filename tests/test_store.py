@@ -1,123 +1,90 @@
-"""Runs are complete or absent, whatever happens; a changed file is noticed; a full disk is said plainly."""
+"""Entries are complete or absent, whatever happens; a changed file is noticed; a full disk is said plainly."""
 
 import errno
-import json
-import threading
+import os
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
-import pandas as pd
 import pytest
 import torch
 
 from lib import store
 
-
-def build(folder):
-    store.write_table(folder / "t.parquet", pd.DataFrame({"x": [1, 2]}))
-    store.write_tensors(folder / "w.safetensors", {"w": torch.arange(3)})
+BUILT: Counter = Counter()  # how often each folder was built
 
 
-def test_built_once_then_found(runs):
-    calls = []
+def get(key="k", kind="run", extra=lambda folder: None):
+    def build(folder):
+        extra(folder)
+        store.write_tensors(folder / "w.safetensors", {"w": torch.arange(3)})
+        BUILT[folder] += 1
 
-    def counted(folder):
-        calls.append(folder)
-        build(folder)
-
-    first = store.obtain("run", "k", {"seed": 0}, counted)
-    assert store.obtain("run", "k", {"seed": 0}, counted) == first and len(calls) == 1
-    assert store.finished("run", "k") and not store.finished("run", "other")
-    assert torch.equal(store.read_tensors(first / "w.safetensors")["w"], torch.arange(3))
+    return store.get_or_build(kind, key, build, {"seed": 0})
 
 
-def test_an_interrupted_build_is_not_finished_and_keeps_its_files(runs):
+@pytest.mark.parametrize("damage", [None, b"flip", b"", b"[]", b"{}", b"null"])
+@pytest.mark.parametrize("name", ["w.safetensors", "DONE"])
+def test_damage_is_noticed_and_the_entry_rebuilt(name, damage, recwarn):
+    file, content = get() / name, (get() / name).read_bytes()
+    file.unlink() if damage is None else file.write_bytes(content[:-1] + b"\x01" if damage == b"flip" else damage)
+    assert get() == get() and file.read_bytes() == content and BUILT[get()] == 2
+    assert [f"{name} missing or" in str(w.message) for w in recwarn] == [True] * ((name, damage) != ("DONE", None))
+
+
+def test_an_unfinished_entry_is_continued_and_foreign_files_do_no_harm():
     def interrupted(folder):
-        store.write_json(folder / "half.json", 1)
+        for name in ("half.json", ".writing-1-w", "foreign/file", ".DS_Store"):
+            store.write_bytes(folder / name, b"1")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.obtain("run", "k", {}, interrupted)
-    assert not store.finished("run", "k") and (runs / "run" / "k" / "half.json").is_file()
-    assert store.entries()["state"].tolist() == ["unfinished"]
+        get(extra=interrupted)
+    assert store.entries().iloc[0].tolist() == ["run", "k", "unfinished", 0.0, '{ "seed": 0 }']
+    (get() / ".DS_Store").write_text("2")
+    assert not (get() / ".writing-1-w").exists() and (get() / "half.json").exists()
+    assert BUILT[get()] == 1 and store.finished("run", "k") and store.entries()["state"].tolist() == ["done"]
 
 
-@pytest.mark.parametrize("damage", ["change", "delete", "truncate DONE"])
-def test_damage_is_noticed_and_made_again(runs, damage):
-    folder = store.obtain("run", "k", {}, build)
-    if damage == "change":
-        (folder / "w.safetensors").write_bytes(b"x")
-    elif damage == "delete":
-        (folder / "t.parquet").unlink()
-    else:
-        (folder / "DONE").write_text("{")
-    store._problems.cache_clear()
-    assert store.main(["verify"]) == 1
-    with pytest.warns(UserWarning, match=r"Put aside as k\.broken"):
-        store.obtain("run", "k", {}, build)
-    assert store.problems(folder) == [] and store.main(["verify"]) == 0
+def test_a_checkpoint_that_is_damaged_or_anothers_is_refused(tmp_path):
+    path = tmp_path / "checkpoint"
+    store.write_checkpoint(path, {"a": torch.arange(4.0).reshape(2, 2).T}, "mine")
+    assert store.read_checkpoint(path, "mine")["a"].tolist() == [[0, 2], [1, 3]]
+    whole = path.read_bytes()
+    for content, name in ((whole, "other"), (b"", "mine"), (whole[:50], "mine"), (whole[:-1] + b"\x09", "mine")):
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="damaged, or belongs to another run"):
+            assert store.read_checkpoint(path, name) is None
 
 
-def test_full_disk_says_what_to_do_and_leaves_no_half_file(runs, monkeypatch):
-    def full(*args, **kwargs):
-        args[1].write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    with pytest.raises(store.StoreError, match=r"disk is full.*give the same command again"):
-        store.obtain("run", "k", {}, build)
-    assert {p.name for p in (runs / "run" / "k").iterdir()} == {"about.json"}
-    monkeypatch.undo()
-    store.os.environ["CLIPMEM_RUNS"] = str(runs)
-    assert store.obtain("run", "k", {}, build).is_dir()
+def test_rebuild_treats_runs_and_scores_of_before_as_absent_but_not_data():
+    kinds = [get(kind=kind).parent.name for kind in ("run", "score", "data")]
+    for name in ("about.json", "checkpoint"):
+        store.write_json(store.root() / "run" / "begun" / name, {})
+    store.rebuild(before=time.time() + 0.02)
+    assert not store.finished("run", "k") and store.finished("data", "k")
+    time.sleep(0.05)
+    assert [BUILT[get(kind=kind)] for kind in kinds * 2] == [2, 2, 1] * 2
+    assert not (get("begun") / "checkpoint").exists()
 
 
-def test_two_at_once_build_once(runs):
-    entered, calls = threading.Event(), []
-
-    def slow(folder):
-        calls.append(folder)
-        entered.wait(1)
-        build(folder)
-
-    threads = [threading.Thread(target=store.obtain, args=("run", "k", {}, slow)) for _ in range(2)]
-    for t in threads:
-        t.start()
-    entered.set()
-    for t in threads:
-        t.join()
-    assert len(calls) == 1
+def test_what_cannot_be_written_is_said_and_the_old_file_stays(tmp_path):
+    store.write_bytes(tmp_path / "a.json", b"old")
+    message = r"a\.json cannot be written: No space left .*CLIPMEM_RUNS.*it continues"
+    with pytest.raises(store.StoreError, match=message), store.atomic(tmp_path / "a.json") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-def test_list_and_prune(runs, capsys):
-    store.obtain("run", "good", {"seed": 1}, build)
-    old = store.obtain("run", "old", {}, build)
-    (old / "about.json").write_text(json.dumps({"version": -1}))
-    assert store.main(["list"]) == 0
-    assert "good" in capsys.readouterr().out
-    store.main(["prune"])
-    assert old.is_dir()
-    store.main(["prune", "--yes"])
-    assert not old.exists() and store.finished("run", "good")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_store_gives_what_is_finished_and_says_what_is_missing():
+    get().parent.chmod(0o555)
+    with pytest.raises(store.StoreError, match="missing cannot be written: Permission denied"):
+        assert BUILT[get()] == 1 and get("missing")
 
 
-def test_notebooks_that_use_a_run_are_remembered_and_listed(runs, capsys):
-    for key in ("k1", "k2", "k3"):
-        store.obtain("run", key, {"seed": 0}, build)
-    store.obtain("score", "k2-views5", {"run": "k2"}, build)
-    store.note_use("scenes-smoke", "04_mitigation", ["k1", "k2"])
-    store.note_use("my.photos-laptop", "01_paradigms", ["k2"])
-    assert store.uses() == {"k1": "04", "k2": "01, 04"}
-    used = store.entries().set_index("key")["notebooks"]
-    assert used.to_dict() == {"k1": "04", "k2": "01, 04", "k2-views5": "01, 04", "k3": ""}
-    store.main(["list"])
-    lines = capsys.readouterr().out.splitlines()
-    assert "notebooks" in lines[1] and [line for line in lines if " k2 " in line and "01, 04" in line]
-    store.note_use("scenes-smoke", "04_mitigation", ["k3"])  # its plan has changed
-    assert store.uses() == {"k3": "04", "k2": "01"}
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    store.write_bytes(path, b"old")
-    with pytest.raises(TypeError):
-        store.write_bytes(path, "not bytes")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+def test_two_that_want_one_entry_build_it_once(capsys):
+    with ThreadPoolExecutor(2) as pool:
+        assert len({*pool.map(lambda _: get(extra=lambda folder: time.sleep(0.2)), range(2))}) == 1
+    assert BUILT[get()] == 1 and "waiting: another process" in capsys.readouterr().out

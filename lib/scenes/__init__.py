@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.scene_pictures import Array, Random, Thing, paint
+from lib.scenes.pictures import Array, Random, Thing, paint
 
 USUAL = {  # the shapes from common to rare, with two usual colours and the usual ground of each
     "circle": "red blue sand", "square": "blue green wood", "star": "yellow white night", "heart": "red pink sky",
