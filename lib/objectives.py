@@ -62,8 +62,7 @@ def augment(images: Tensor, crop: float, colour: float, generator: torch.Generat
 
 
 def other_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the strongly changed view, normalised `[N, 3, H, W]`: the partner under `view`, and what SSLMem compares.
-    """
+    """Return strongly changed views of uint8 `[N, 3, H, W]`, normalised: partners under `view`; SSLMem compares two."""
     x = augment(images, VIEW_CROP, VIEW_COLOUR, generator)
     mirrored, grey = (torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) for _ in range(2))
     x = torch.where(mirrored < 0.5, x.flip(3), x)

@@ -1,4 +1,4 @@
-"""Estimates with intervals, the range of the noise floor, and verdicts, from tables with one row per seed and pair.
+"""Estimates with intervals, the noise floor's range, verdicts, from tables with one row per seed and pair; a regression.
 
 How an interval is made. Two things are random: which pairs were drawn, and the training seed. Every seed scores the
 same pairs; a statistic is computed for each seed, then averaged.
@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "not testable at this scale")
 MIN_SEEDS = 2  # the interval of one seed is over pairs only and says nothing about another training run
@@ -210,3 +212,31 @@ def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") ->
     if limit > 0:
         return "reproduced"
     return "direction only" if value > 0 else "not reproduced"
+
+
+# --- for linear probes ---
+
+
+def logistic(train: np.ndarray, y: np.ndarray, strength: float, test: np.ndarray) -> np.ndarray:
+    """Return the classes `[M]` that scikit-learn's LogisticRegression(C=1/strength) predicts, in a tenth of its time.
+
+    Embeddings lie in a narrow cone, where L-BFGS takes hundreds of steps; in coordinates in which the curvature is near
+    1 in every direction it takes 20. The penalty is stretched along, so the minimum is the same.
+    """
+    classes, y = np.unique(y, return_inverse=True)
+    values, vectors = np.linalg.eigh(train.T @ train)
+    stretch = np.sqrt(np.maximum(values, 0) / len(classes) + strength)
+    x = np.hstack([train @ (vectors / stretch), np.full((len(train), 1), np.sqrt(len(classes) / len(train)))])
+    penalty = np.append(strength / stretch**2, 0)[:, None]  # none on the intercept
+    truth = np.eye(len(classes))[y]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(-1, len(classes))
+        log_p = log_softmax(x @ weights, axis=1)
+        value = 0.5 * (penalty * weights**2).sum() - (truth * log_p).sum()
+        return float(value), (x.T @ (np.exp(log_p) - truth) + penalty * weights).ravel()
+
+    # a gradient of .01 is that of a hundredth of an image: further steps move few predictions, in either direction
+    found = minimize(loss, np.zeros(x.shape[1] * len(classes)), jac=True, method="L-BFGS-B", options={"gtol": 1e-2})
+    weights = found.x.reshape(-1, len(classes))
+    return classes[(test @ (vectors / stretch) @ weights[:-1] + weights[-1] * x[0, -1]).argmax(axis=1)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -90,8 +89,7 @@ def train(
 
     `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
     scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
-    `on_progress` is called with the share that is done after each epoch; the frozen tower comes from the weights of
-    `donor`; the rows `left_out` are not trained on.
+    `on_progress` gets the share that is done. `donor` has the weights of the frozen tower. `left_out` rows are unseen.
     """
     model = fresh(recipe, prepared).train()
     if donor:
@@ -199,9 +197,9 @@ def _resume(folder: Path, model: CLIP, optimiser: Any) -> tuple[list[dict[str, A
         return [], []
     record = json.loads(tensors.pop("record").numpy().tobytes())
     model.load_state_dict({name: tensors.pop(f"model.{name}") for name in model.state_dict()})
-    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    state: dict[int, dict[str, Tensor]] = {}
     for name, t in tensors.items():
         _, index, part = name.split(".")
-        state[int(index)][part] = t
+        state.setdefault(int(index), {})[part] = t
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return record["history"], [pd.DataFrame(table) for table in record["evaluations"]]

@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from open_clip.model import CLIP
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lib import store
+from lib import stats, store
 from lib.captions import DataError, encode
 from lib.model import BLOCK, embed_images, embed_texts
 from lib.sources import Columns, locate, open_rows, read_rows
@@ -38,7 +35,6 @@ SETS = {  # name -> where its training and its test part lie
 LIMITS = {"train": 5000, "test": 2000}  # images taken of a part, evenly spaced
 STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of the logistic regression's L2 penalty, the simplest fit first
 SHRINKAGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, per image
-LONGEST = 77  # tokens of a prompt before those that a model cannot read are left out
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
     """Return the labelled sets for a data set of photographs; none for scenes, which have classes of their own.
 
     They are read from <name>_train.parquet and <name>_test.parquet (columns image, label) beside the data set, else
-    from the Hub, and kept decoded in the store. A set that is in neither place is left out with a warning. Raise
-    DataError where the data set is nowhere, or a file beside it cannot be used.
+    from the Hub; one that is in neither place is left out with a warning. Raise DataError for a file beside it that
+    cannot be used.
     """
     kind, where = locate(dataset)
     found, folder = [], Path(where).parent if kind in ("parquet", "imagefolder") else Path("the folder of the data set")
@@ -72,7 +68,8 @@ def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
             if beside:
                 raise
             advice = f"put {files[0].name} and {files[1].name} (columns image, label) into {folder}, or go online"
-            warnings.warn(f"no labelled images '{name}', so nothing is probed on them: {advice}. {error}", stacklevel=2)
+            why = repr(error.__cause__ or error)  # without what the error advises
+            warnings.warn(f"no labelled images '{name}', so nothing is probed on them: {advice}. {why}", stacklevel=2)
     return found
 
 
@@ -99,11 +96,10 @@ def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
     """Return the arrays of `Labelled` that are of one part, and class_names."""
     opened = open_rows(source)
     columns, label = Columns("img" if "img" in opened.features else "image", [], "label"), opened.features.get("label")
-    if columns.image not in opened.features or "int" not in str(getattr(label, "dtype", "")):
-        raise DataError(f"{source}: expected columns 'image' and 'label' (an integer), found {[*opened.features]}.")
-    rows = [row for row in read_rows(opened, source, columns, pixels) if row.labels]
+    usable = columns.image in opened.features and "int" in str(getattr(label, "dtype", ""))
+    rows = [row for row in read_rows(opened, source, columns, pixels) if row.labels] if usable else []
     if not rows:
-        raise DataError(f"{source}: no row has a label.")
+        raise DataError(f"{source}: expected columns 'image' and 'label' (an integer), found {[*opened.features]}.")
     places = np.linspace(0, len(rows) - 1, min(LIMITS[part], len(rows))).round().astype(int)  # some sets lie by class
     images, classes = zip(*((rows[place].image, rows[place].labels[0]) for place in places), strict=True)
     found = {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes, np.int64)}
@@ -111,18 +107,17 @@ def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
 
 
 def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, float]:
-    """Return recall at k both ways (`image_to_text_r1`, …), in [0, 1], of N matching pairs of unit vectors `[N, D]`.
+    """Return recall at k both ways, in [0, 1], for N matching unit vectors `[N, D]`: `image_to_text_r1`, ...
 
-    A pair counts as found when fewer than k others are more similar; a tie counts as half a pair, so a model that gives
-    all captions one embedding finds nothing by the order of the rows.
+    A pair is found when fewer than k others are more similar; a tie counts as half a pair, so a model that gives all
+    captions one embedding finds nothing by the order of the rows.
     """
-    similarity = image @ text.T
-    found: dict[str, float] = {}
+    similarity, out = image @ text.T, {}
     for way, s in (("image_to_text", similarity), ("text_to_image", similarity.T)):
         own = s.diagonal()[:, None]
         rank = (s > own).sum(dim=1) + ((s == own).sum(dim=1) - 1) / 2
-        found |= {f"{way}_r{k}": float((rank < k).double().mean()) for k in ks}
-    return found
+        out.update({f"{way}_r{k}": float((rank < k).double().mean()) for k in ks})
+    return out
 
 
 def linear_probe(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> float:
@@ -131,22 +126,29 @@ def linear_probe(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_
     Features are `[N, D]`, classes int `[N]`. The L2 penalty is the one that does best on a held-out fifth of the
     training rows; among equally good ones it is the largest.
     """
+    train, test = _standardised(train, test)
     held = np.random.default_rng(0).permutation(len(train)) < len(train) // 5
     if len(np.unique(train_y[~held])) < 2 or not len(test):
         return float("nan")
-    # embeddings lie in a narrow cone, where Newton's method takes a tenth of the steps of L-BFGS
-    regression = LogisticRegression(solver="newton-cholesky", tol=1e-6)
-    search = GridSearchCV(regression, {"C": [1 / strength for strength in STRENGTHS]}, cv=[(~held, held)])
-    probe = make_pipeline(StandardScaler(), search)
-    return float(probe.fit(train.astype(float), train_y).score(test.astype(float), test_y))
+
+    def accuracy(rows: np.ndarray, strength: float, x: np.ndarray, y: np.ndarray) -> float:
+        return float((stats.logistic(train[rows], train_y[rows], strength, x) == y).mean())
+
+    best = max(STRENGTHS, key=lambda strength: accuracy(~held, strength, train[held], train_y[held]))
+    return accuracy(np.full(len(train), True), best, test, test_y)
+
+
+def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as float64, scaled by mean and deviation of `train`; what does not vary stays near 0."""
+    centre, spread = train.mean(axis=0, dtype=float), np.maximum(train.std(axis=0, dtype=float), 1e-6)
+    return (train - centre) / spread, (test - centre) / spread
 
 
 def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray) -> float:
     """Return what a ridge regression on class shares finds, in milliseconds: in [0, 1], NaN without classes to test.
 
-    Features are `[N, D]`, class shares `[N, K]`, as in `Prepared.targets`. It is the accuracy over the rows with a
-    class when no row has several, else the average precision, mean over the classes of the test rows. The shrinkage is
-    the one with the smallest leave-one-out error.
+    Features are `[N, D]`, class shares `[N, K]`. It is the accuracy over the rows with a class when no row has several,
+    else the average precision, mean over the test rows' classes; the shrinkage has the smallest leave-one-out error.
     """
     single = all(((t > 0).sum(axis=1) <= 1).all() for t in (train_targets, test_targets))
     if single:
@@ -154,8 +156,8 @@ def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, 
         train, train_targets, test, test_targets = train[known], train_targets[known], test[asked], test_targets[asked]
     if not len(train) or not test_targets.any():
         return float("nan")
-    ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=len(train) * np.array(SHRINKAGES)))
-    scores = ridge.fit(train.astype(float), train_targets.astype(float)).predict(test.astype(float))
+    train, test = _standardised(train, test)
+    scores = RidgeCV(alphas=len(train) * np.array(SHRINKAGES)).fit(train, train_targets.astype(float)).predict(test)
     if single:
         return float((scores.argmax(axis=1) == test_targets.argmax(axis=1)).mean())
     classes = test_targets.any(axis=0)
@@ -167,12 +169,11 @@ def zero_shot(
 ) -> tuple[float, int]:
     """Return the accuracy in [0, 1] of the nearest prompt, and the number of classes it was among.
 
-    Only classes count whose prompt the model can read (all its tokens in `token_ids`, within its context), and only
-    their images. NaN with fewer than two of them, or without images.
-    `images`: unit vectors `[M, D]`; `classes`: int `[M]`, indices into `class_names`; `token_ids`: int64 `[V]`,
-    open_clip's id of each compact id; `prompt`: with {} for the name of a class.
+    Only classes count whose prompt the model can read (all its tokens in `token_ids` `[V]`, within its context), and
+    only their images; NaN with fewer than two. `images`: unit vectors `[M, D]`; `classes`: int `[M]`, indices into
+    `class_names`; `prompt`: with {} for the name of a class.
     """
-    ids = encode([[prompt.format(name)] for name in class_names], 1, LONGEST)[:, 0]
+    ids = encode([[prompt.format(name)] for name in class_names], 1, 77)[:, 0]  # 77: open_clip's context
     context = len(model.positional_embedding)
     readable = np.flatnonzero(np.isin(ids, token_ids).all(axis=1) & ~ids[:, context:].any(axis=1))
     asked = np.isin(classes, readable)
@@ -189,20 +190,15 @@ def has_labels(prepared: Prepared) -> bool:
 
 
 def main_measure(prepared: Prepared, labelled: list[Labelled]) -> str:
-    """Return the column of `utilities` that stands for utility: the probe of the first labelled set, else of the labels
-    of the data set itself, else retrieval of captions by images."""
-    if labelled:
-        return f"probe_{labelled[0].name}"
-    return "probe_labels" if has_labels(prepared) else "image_to_text_r10"
+    """Return the column of `utilities` that stands for utility: a probe where there are classes, else retrieval."""
+    own = "probe_labels" if has_labels(prepared) else "image_to_text_r10"
+    return f"probe_{labelled[0].name}" if labelled else own
 
 
 def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict[str, float]:
-    """Return what one model is good for, each in [0, 1].
-
-    Retrieval on the test pairs; for each labelled set `probe_<name>`, `zero_shot_<name>` and `classes_<name>`, the
-    number of classes that zero-shot was among; where the data set has classes of its own the same for `labels`, the
-    probe trained on the shared and independent images, nothing corrupted in them, and all tested on the test images.
-    """
+    """Return what one model is good for, each in [0, 1]: retrieval on the test pairs and, for each labelled set,
+    `probe_<name>`, `zero_shot_<name>` and `classes_<name>`, the number of classes that zero-shot was among; so for
+    `labels` of the data set itself, probed on its shared and independent images as they were before corruption."""
     test = prepared.subsets["test"]
     image = embed_images(model, prepared.images, test)[0]
     found = retrieval(image, embed_texts(model, prepared.tokens[test, 0]))

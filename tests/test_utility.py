@@ -1,0 +1,179 @@
+"""Retrieval and probes against naive forms and scikit-learn's own, prompts, and labelled sets beside the data."""
+
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from photo_sets import columns, picture, write_parquet
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from threadpoolctl import threadpool_limits
+
+from lib import utility
+from lib.captions import DataError, encode
+from lib.model import build, embed_images, embed_texts, encode_text
+from lib.recipes import model_config
+from lib.sources import decode_image
+from lib.utility import (
+    Labelled,
+    labelled_sets,
+    linear_probe,
+    main_measure,
+    retrieval,
+    ridge_probe,
+    utilities,
+    zero_shot,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with threadpool_limits(1):
+        yield
+
+
+def clusters(n, distance, classes=4):
+    """Float32 [n, 12] around one centre per class, in a narrow cone as embeddings are, and classes [n]."""
+    rng = np.random.default_rng(0)
+    centres, stretch = rng.normal(size=(classes, 12)) * distance, np.logspace(0, -3, 12)
+    y = rng.integers(0, classes, n)
+    x = (centres[y] + rng.normal(size=(n, 12))) * stretch @ rng.normal(size=(12, 12)) + 5
+    return F.normalize(torch.from_numpy(x), dim=1).float().numpy(), y
+
+
+def test_retrieval_equals_sorting_and_a_tie_counts_as_half_a_pair():
+    generator = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(40, 6, generator=generator), dim=1)
+    text = F.normalize(image + 0.5 * torch.randn(40, 6, generator=generator), dim=1)
+    found = retrieval(image, text)
+    for way, a, b in (("image_to_text", image, text), ("text_to_image", text, image)):
+        for k in (1, 10):
+            hits = [i in (b @ a[i]).argsort(descending=True)[:k].tolist() for i in range(40)]
+            assert found[f"{way}_r{k}"] == pytest.approx(sum(hits) / 40)
+    alike = torch.ones(50, 4) / 2  # 49 others tie, so 24.5 of them rank before each pair
+    assert list(retrieval(alike, alike, (1, 10, 24, 25)).values()) == [0, 0, 0, 1] * 2
+
+
+def test_planted_classes_are_found_and_noise_is_at_chance():
+    for distance, least, most in ((4.0, 0.98, 1), (0, 0.15, 0.35)):
+        x, y = clusters(900, distance)
+        one_hot = np.eye(4, dtype=np.float32)[y]
+        assert least <= linear_probe(x[:600], y[:600], x[600:], y[600:]) <= most
+        assert least <= ridge_probe(x[:600], one_hot[:600], x[600:], one_hot[600:]) <= most
+    assert np.isnan(linear_probe(x, np.zeros(900, int), x, y)) and np.isnan(linear_probe(x, y, x[:0], y[:0]))
+    assert np.isnan(ridge_probe(x, one_hot, x, 0 * one_hot)) and np.isnan(ridge_probe(x, 0 * one_hot, x, one_hot))
+    assert 0 <= linear_probe(np.ones((50, 3)), y[:50], np.ones((50, 3)), y[:50]) <= 0.5  # a model that embeds all alike
+
+
+def test_the_linear_probe_is_scikit_learns_at_the_best_strength():
+    x, y = clusters(1500, 0.7)
+    ours = linear_probe(x[:1000], y[:1000] + 7, x[1000:], y[1000:] + 7)
+    standard, theirs = (x.astype(float) - x[:1000].mean(axis=0)) / x[:1000].std(axis=0), []
+    for c in (1e-3, 1e-2, 1e-1, 1, 10, 100):
+        model = LogisticRegression(C=c, max_iter=10_000, tol=1e-6).fit(standard[:1000], y[:1000])
+        theirs.append(model.score(standard[1000:], y[1000:]))
+    assert min(abs(ours - one) for one in theirs) < 0.003 and ours > max(theirs) - 0.03
+
+
+def test_the_ridge_probe_of_several_classes_is_average_precision_and_unknown_images_change_no_accuracy():
+    x, y = clusters(900, 4.0, classes=6)
+    several = np.stack([y % 2 == 0, y < 3, y == 5, y == 99], axis=1).astype(np.float32)  # the last has no image
+    several /= np.maximum(1, several.sum(axis=1, keepdims=True))
+    assert ridge_probe(x[:600], several[:600], x[600:], several[600:]) > 0.8
+    noise = np.random.default_rng(1).permutation(x)
+    chance = np.mean([average_precision_score(several[600:, k] > 0, noise[600:, 0]) for k in range(3)])
+    assert abs(ridge_probe(noise[:600], several[:600], noise[600:], several[600:]) - chance) < 0.06
+    one_hot, known = np.eye(6, dtype=np.float32)[y], np.arange(900) % 3 > 0
+    whole = ridge_probe(
+        x[:600][known[:600]], one_hot[:600][known[:600]], x[600:][known[600:]], one_hot[600:][known[600:]]
+    )
+    one_hot[~known] = 0
+    assert ridge_probe(x[:600], one_hot[:600], x[600:], one_hot[600:]) == whole
+
+
+def test_zero_shot_counts_only_classes_whose_prompts_can_be_read():
+    names = ("dog", "cat", "aardvark of the steppe", "horse")
+    token_ids = np.unique(np.append(encode([["a photo of a dog cat horse aardvark"]], 1, 77), 0)).astype(np.int64)
+    model = build(model_config("smoke"), 32, len(token_ids), 24, seed=0)
+    prompts = encode([[f"a photo of a {name}"] for name in names], 1, 24)[[0, 1, 3], 0]
+    text = encode_text(model, torch.from_numpy(np.searchsorted(token_ids, prompts))).detach()
+    classes = np.array([0, 1, 3, 2, 0])  # the aardvark is left out, and the last image is nearest to "cat"
+    prompt = "a photo of a {}"
+    assert zero_shot(model, text[[0, 1, 2, 0, 1]], classes, names, token_ids, prompt) == (0.75, 3)
+    accuracy, count = zero_shot(model, text, classes[:3], names, token_ids[:-2], "one {}")
+    assert np.isnan(accuracy) and count == 0
+    short = build(model_config("smoke"), 32, len(token_ids), 6, seed=0)  # too short for any of these prompts
+    assert zero_shot(short, text, classes[:3], names, token_ids, prompt)[1] == 0
+
+
+@pytest.fixture
+def model(prepared):
+    return build(model_config("smoke"), 32, len(prepared.token_ids), prepared.tokens.shape[2], seed=0).eval()
+
+
+def test_own_labels_are_probed_on_images_as_they_were(prepared, model):
+    found = utilities(model, prepared, [])
+    rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
+    images, test = prepared.images[rows].copy(), prepared.subsets["test"]
+    assert prepared.inverted[rows].any()
+    images[prepared.inverted[rows]] = 255 - images[prepared.inverted[rows]]
+    seen, new = (embed_images(model, x, np.arange(len(x)))[0] for x in (images, prepared.images[test]))
+    classes = prepared.true_targets.argmax(axis=1)
+    assert found["probe_labels"] == linear_probe(seen.numpy(), classes[rows], new.numpy(), classes[test])
+    assert retrieval(new, embed_texts(model, prepared.tokens[test, 0])).items() <= found.items()
+    assert found["classes_labels"] == len(prepared.class_names) and 0 <= found["zero_shot_labels"] <= 1
+
+
+def test_the_main_measure_is_always_one_that_there_is(prepared, model):
+    y = np.arange(80) % 2
+    images = np.random.default_rng(0).integers(0, 60, (80, 3, 32, 32), dtype=np.uint8)
+    images[y == 1, 0] += 190  # red
+    red = Labelled("red", images[:50], y[:50], images[50:], y[50:], (), "")
+    none = replace(prepared, class_names=(), true_targets=prepared.true_targets[:, :0])
+    several = replace(prepared, true_targets=np.full_like(prepared.true_targets, 1 / len(prepared.class_names)))
+    cases = ((prepared, [red], "probe_red"), (prepared, [], "probe_labels"))
+    for ready, labelled, name in (*cases, (none, [], "image_to_text_r10"), (several, [], "image_to_text_r10")):
+        found = utilities(model, ready, labelled)
+        assert main_measure(ready, labelled) == name and 0 <= found[name] <= 1
+        assert ("probe_red" in found) == bool(labelled) and ("probe_labels" in found) == (ready is prepared)
+        assert not labelled or (found["probe_red"] == 1 and np.isnan(found["zero_shot_red"]))  # classes without names
+
+
+def write_labelled(folder, name, n, image="image", first=0):
+    names = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({image: datasets.Image(), "label": names})
+    for part in ("train", "test"):
+        images = [{"bytes": picture(first + i), "path": None} for i in range(n)]
+        rows = {image: images, "label": [i % 2 for i in range(n)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{name}_{part}.parquet")
+
+
+def test_labelled_sets_beside_the_data_are_known_by_their_content(tmp_path, monkeypatch):
+    photos = write_parquet(tmp_path / "photos.parquet", columns(2))
+    write_labelled(tmp_path, "imagenette", 6)
+    write_labelled(tmp_path, "cifar10", 6, image="img")
+    first, other = labelled_sets(photos, 8)
+    assert [first.name, other.name] == ["imagenette", "cifar10"] and first.class_names == ("cat", "dog")
+    assert first.train_images.shape == (6, 3, 8, 8) and other.test_classes.tolist() == [0, 1] * 3
+    cell = {"bytes": picture(3), "path": None}
+    assert np.array_equal(first.test_images[3], decode_image(cell, 8)) and first.fingerprint == other.fingerprint
+    write_labelled(tmp_path, "imagenette", 6, first=1)  # other pictures, as many
+    again, same = labelled_sets(photos, 8)
+    assert not np.array_equal(again.test_images, first.test_images) and again.fingerprint != first.fingerprint
+    assert same.fingerprint == other.fingerprint and labelled_sets("scenes", 8) == []
+    monkeypatch.setattr(utility, "LIMITS", {"train": 3, "test": 2})
+    assert [len(one.train_images) for one in labelled_sets(photos, 8)] == [3, 3]
+
+
+def test_a_missing_set_is_left_out_and_a_broken_one_is_named(tmp_path):
+    photos = write_parquet(tmp_path / "photos.parquet", columns(2))
+    write_labelled(tmp_path, "imagenette", 3)
+    with pytest.warns(UserWarning, match=r"'cifar10'.*: put cifar10_train\.parquet and cifar10_test\.parquet") as said:
+        (found,) = labelled_sets(photos, 8)
+    assert found.name == "imagenette" and str(tmp_path) in str(said[0].message)
+    write_parquet(tmp_path / "imagenette_train.parquet", {"image": columns(2)["image"], "class": [0, 1]})
+    with pytest.raises(DataError, match=r"imagenette_train\.parquet: expected columns 'image' and 'label'"):
+        labelled_sets(photos, 8)
