@@ -41,12 +41,13 @@ def parse(words: list[str]) -> Namespace:
     if options.scale not in SCALES:
         hint = did_you_mean(options.scale, SCALES)
         parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
-    if options.seeds < 1 or options.jobs < 0:
-        parser.error("--seeds and --jobs: expected a whole number from 1")
-    if options.only and options.start:
-        parser.error("--only and --from: use one of them")
-    if not options.dataset.strip():
-        parser.error("--dataset: expected a name or a path, got an empty text")
+    wrong = {
+        "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
+        "--only and --from: use one of them": options.only and options.start,
+        "--dataset: expected a name or a path, got an empty text": not options.dataset.strip(),
+    }
+    for sentence in filter(wrong.get, wrong):
+        parser.error(sentence)
     path = os.path.abspath(os.path.expanduser(options.dataset))
     if os.path.exists(path) and slug(options.dataset) != options.dataset:  # a built-in name is its own slug
         options.dataset = path  # because notebooks run in another folder
@@ -73,10 +74,8 @@ def chosen(project: Path, options: Namespace) -> list[Path]:
 
 
 def duration(seconds: float) -> str:
-    """Return "40 seconds", "55 minutes" or "3.5 hours"."""
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    """Return "40 seconds" or "55 minutes"."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
@@ -88,8 +87,7 @@ def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
     costs = study.cost([path.stem for path in notebooks], *where)
     models, absent = sum(row[1] for row in costs), sum(row[2] for row in costs)
     left = f"about {duration(sum(row[3] for row in costs))} on this machine" if absent else "nothing to train"
-    count = f"{len(notebooks)} notebook{'s' * (len(notebooks) != 1)}"
-    print(f"{count}, {models} models, {models - absent} in the store, {left}", flush=True)
+    print(f"{len(notebooks)} notebooks, {models} models, {models - absent} in the store, {left}", flush=True)
     return [row[3] for row in costs]
 
 
@@ -130,7 +128,6 @@ def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, lat
     results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
     own = {"RUNS": str(store.root()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
     os.environ |= {f"CLIPMEM_{name}": value for name, value in own.items()}  # which the kernel inherits
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
     print(f"{execute.PROGRESS} {notebook.stem}", flush=True)
     try:
@@ -155,8 +152,7 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
 
     folder = findings.results_folder(options.dataset, options.scale)
     found = [findings.read_results(folder / f"{path.stem}.json")["findings"] for path in notebooks]
-    rows = pd.concat(found) if found else pd.DataFrame()
-    if rows.empty:
+    if not (rows := pd.concat([pd.DataFrame(), *found])).size:
         return
     if options.scale == "smoke":
         print(f"\n{len(rows)} numbers; smoke shows that the machinery works, and nothing is decided.")
@@ -201,7 +197,6 @@ def open_lab(project: Path) -> None:
     store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
     others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
     words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
     print("Opening JupyterLab; start with 00_tour", flush=True)
@@ -232,6 +227,7 @@ def start(project: Path, options: Namespace) -> int:
 def main(words: list[str], project: Path = ROOT) -> int:
     """Do what run_all.sh was asked, and return its exit status."""
     options = parse(words)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
     if "CLIPMEM_RUNS" in os.environ:  # made absolute, because notebooks run in another folder
         os.environ["CLIPMEM_RUNS"] = os.path.abspath(os.path.expanduser(os.environ["CLIPMEM_RUNS"]))
     if options.jobs:

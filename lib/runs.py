@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[float], None]  # is called with the share that is done
 Measure = Callable[[CLIP, Recipe], pd.DataFrame]
+DELAY = 2.0  # seconds before progress is shown: what is done sooner needs no bar
 
 
 class Stopped(KeyboardInterrupt):
@@ -177,6 +178,7 @@ def progress_bar(what: str, total: float) -> tqdm:
         leave=False,
         miniters=0,
         mininterval=30 if logged else 0.5,
+        delay=DELAY,
         bar_format=f"{start}{{desc}}: {{percentage:3.0f}} %, {{elapsed}} so far, {{remaining}} left{end}",
     )
 
@@ -210,7 +212,8 @@ def measured(
         both = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
         wanted |= {(condition, seed, role): both[role] for role in roles}
     recipes = list(dict.fromkeys(wanted.values()))
-    tables = run_parallel(f"measuring {name}", lambda r, report: cached(study, name, r, measure), recipes)
+    what = f"measuring {len(recipes)} models"
+    tables = run_parallel(what, lambda r, report: cached(study, name, r, measure), recipes)
     found = dict(zip(recipes, tables, strict=True))
     return pd.concat(
         [found[r].assign(condition=c, seed=s, role=role) for (c, s, role), r in wanted.items()], ignore_index=True

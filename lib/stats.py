@@ -1,4 +1,4 @@
-"""Estimates with intervals, the noise floor's range, verdicts, from tables with one row per seed and pair; a regression.
+"""Estimates with intervals, the range of the noise floor, and verdicts, from tables with one row per seed and pair.
 
 How an interval is made. Two things are random: which pairs were drawn, and the training seed. Every seed scores the
 same pairs; a statistic is computed for each seed, then averaged.

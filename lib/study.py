@@ -183,7 +183,7 @@ def estimate_seconds(recipes: Sequence[Recipe], prepared: Prepared) -> float:
         same = [recipe for recipe in recipes if recipe.objective == objective]
         copies = [replace(same[0], seed=-1 - copy) for copy in range(jobs)]
         step = np.mean(runs.run_parallel("estimating the time", lambda r, report: _step_seconds(r, prepared), copies))
-        total += step * sum(r.epochs * (len(train.training_rows(r, prepared)) // r.batch) for r in same)
+        total += step * sum(r.epochs * max(1, len(train.training_rows(r, prepared)) // r.batch) for r in same)
     return total * OVERHEAD / jobs
 
 

@@ -108,6 +108,7 @@ def test_tables_pair_f_with_g_and_are_measured_once(prepared, trained):
 
 def test_progress_in_the_logs_of_run_all_is_marked_and_tells_of_the_notebooks_that_follow(monkeypatch, capsys):
     monkeypatch.setenv("CLIPMEM_LATER", "600")
+    monkeypatch.setattr(runs, "DELAY", 0)
     monkeypatch.setenv("CLIPMEM_LOGGED", "1")
     runs.run_parallel("training", lambda recipe, on_progress: on_progress(0.5), [ONCE])
     lines = [line.rstrip() for line in capsys.readouterr().out.split("\r") if line.strip()]

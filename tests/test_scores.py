@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from conftest import TINY
 
 import lib.model
-from lib import runs, scores
-from lib.model import build, image_layers, light_crop, normalise
+from lib import runs, scores, train
+from lib.model import image_layers, light_crop, normalise
 from lib.objectives import other_view
-from lib.recipes import f_and_g, model_config
+from lib.recipes import f_and_g
 
 COLUMNS = {"caption": {"plain", "contrast", "similarity", "loss"}, "label": {"probability"}, "view": {"distance_image"}}
 
@@ -29,9 +29,8 @@ def vectors(*shape, seed=0):
     return F.normalize(torch.randn(shape, generator=seeded(seed)), dim=-1)
 
 
-def made(prepared, classes=0):
-    words, length = len(prepared.token_ids), prepared.tokens.shape[2]
-    return build(model_config("smoke"), 32, words, length, seed=2, classes=classes).eval()
+def made(prepared, objective="caption"):
+    return train.fresh(replace(TINY, seed=2, objective=objective), prepared).eval()
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_what_is_measured_of_a_pair_is_of_its_own_embeddings_and_its_own_place_h
 
 @pytest.mark.parametrize("objective", COLUMNS)
 def test_the_columns_follow_the_objective_and_no_number_depends_on_the_subsets_asked_for(prepared, objective):
-    model = made(prepared, len(prepared.class_names) if objective == "label" else 0)
+    model = made(prepared, objective)
     for views in (0, 2):
         whole = scores.measure(model, objective, prepared, views, scores.SUBSETS)
         assert set(whole) == {"pair_id", "subset"} | COLUMNS[objective] and whole.notna().all().all()
@@ -105,7 +104,7 @@ def test_the_columns_follow_the_objective_and_no_number_depends_on_the_subsets_a
 
 def test_the_probability_is_of_all_the_classes_of_a_pair(prepared):
     classes, rows = len(prepared.class_names), prepared.subsets["candidate"]
-    model, targets = made(prepared, classes), prepared.targets.copy()
+    model, targets = made(prepared, "label"), prepared.targets.copy()
     targets[rows[0]] = [0.5, 0.5, *[0] * (classes - 2)]
     targets[rows[1]] = 0
     found = scores.measure(model, "label", replace(prepared, targets=targets), views=2)["probability"]
