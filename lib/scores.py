@@ -42,8 +42,6 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     plain    = mean over views of cos(image, text)
     contrast = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
 
-    Cosines of unit vectors are linear, so the mean over M held-out pairs is one product with their mean vector.
-
     Args:
         image: unit vectors `[A, N, D]`, A augmented views.
         text: unit vectors `[N, D]`.
@@ -54,6 +52,7 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     plain = (view * text).sum(dim=1)
     is_held = (own >= 0).float()[:, None]
     count = len(held_text) - is_held
+    # cosines of unit vectors are linear: the mean over the held-out pairs is one product with their mean vector
     mean_text = (held_text.sum(dim=0) - is_held * held_text[own.clamp(min=0)]) / count
     mean_image = (held_image.sum(dim=0) - is_held * held_image[own.clamp(min=0)]) / count
     return plain, plain - (view * mean_text).sum(dim=1) - (mean_image * text).sum(dim=1)
@@ -82,11 +81,10 @@ def measure(
 ) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
-    Returns:
-        One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and
-        under the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the
-        image as it is), the external pairs held out; under `label`: `probability` of the pair's own classes; under
-        `view`: `distance_image`, L of SSLMem.
+    One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and under
+    the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the image as
+    it is), the external pairs held out; under `label`: `probability` of the pair's own classes; under `view`:
+    `distance_image`, L of SSLMem.
     """
     external, parts = prepared.subsets["external"], []
     if objective == "caption":

@@ -103,7 +103,9 @@ def model(prepared):
     return train.fresh(TINY, prepared).eval()
 
 
-def test_own_labels_are_probed_on_images_as_they_were(prepared, model):
+def test_own_labels_are_probed_on_images_as_they_were(prepared, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(utility, "linear_probe", lambda *parts: asked.extend(parts) or 0.7)
     found = utility.utilities(model, prepared, [])
     rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
     images, test = prepared.images[rows].copy(), prepared.subsets["test"]
@@ -111,9 +113,10 @@ def test_own_labels_are_probed_on_images_as_they_were(prepared, model):
     images[prepared.inverted[rows]] = 255 - images[prepared.inverted[rows]]
     seen, new = (embed_images(model, x, np.arange(len(x)))[0] for x in (images, prepared.images[test]))
     classes = prepared.true_targets.argmax(axis=1)
-    assert found["probe_labels"] == linear_probe(seen.numpy(), classes[rows], new.numpy(), classes[test])
+    for ours, theirs in zip(asked, (seen, classes[rows], new, classes[test]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert retrieval(new, embed_texts(model, prepared.tokens[test, 0])).items() <= found.items()
-    assert found["classes_labels"] == len(prepared.class_names)
+    assert found["classes_labels"] == len(prepared.class_names) and found["probe_labels"] == 0.7
 
 
 def test_the_main_measure_is_always_one_that_there_is(prepared, model):
@@ -147,8 +150,7 @@ def test_labelled_sets_beside_the_data_are_known_by_their_content(tmp_path, monk
     first, other = labelled_sets(photos, 8)
     assert [first.name, other.name] == ["imagenette", "cifar10"] and first.class_names == ("cat", "dog")
     assert first.train_images.shape == (6, 3, 8, 8) and other.test_classes.tolist() == [0, 1] * 3
-    cell = {"bytes": picture(3), "path": None}
-    assert np.array_equal(first.test_images[3], decode_image(cell, 8)) and first.fingerprint == other.fingerprint
+    assert np.array_equal(first.test_images[3], decode_image(picture(3), 8)) and first.fingerprint == other.fingerprint
     write_labelled(tmp_path, "imagenette", 6, first=1)  # other pictures, as many
     again, same = labelled_sets(photos, 8)
     assert not np.array_equal(again.test_images, first.test_images) and again.fingerprint != first.fingerprint
