@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from photo_sets import columns, write_parquet
 
+from lib.recipes import slug
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -115,6 +117,6 @@ def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_note
     named = ["--image", "photo", "--captions", "sentences"]
     shown = smoke(clone, tmp_path, "--only", number, "--dataset", path, *named)
     assert "1 of 1 notebooks done" in shown and changed(clone) == ""
-    (folder,) = (clone / "runs" / "results").glob("my-photos-*-smoke")
+    folder = clone / "runs" / "results" / f"{slug(path)}-smoke"
     held = {file.name for file in folder.iterdir()}
     assert f"{expected}.csv" in held and not any("wall" in name for name in held), "others' pictures are not published"
