@@ -13,7 +13,7 @@
 #   --jobs N                train N models side by side (default: one per core, or one on an accelerator)
 #   --force                 train again what is already trained
 #   --keep-going            go on to the next notebook after one that failed
-#   --publish               afterwards copy the results to figures/, the reference, and into README's table
+#   --publish               afterwards copy the results to figures/, the reference, and list them in figures/README.md
 #   --list                  list the notebooks and what they found; runs nothing
 #   --lab                   open JupyterLab at the tour
 #   --test                  test the project itself: ruff, mypy, pytest

@@ -167,12 +167,12 @@ def swap_response(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return _lines(chosen, ax, "share_swapped", COLOURS["swapped"], "share of the caption swapped")
 
 
-def graded(scores: pd.DataFrame, ax: Axes, column: str, bins: int = 5) -> pd.DataFrame:
-    """Draw mean CLIPMem of clean candidates in equally filled bins of `column`, "vagueness" or "rarity"."""
+def graded(scores: pd.DataFrame, ax: Axes, column: str) -> pd.DataFrame:
+    """Draw mean CLIPMem of clean candidates in five equally filled bins of `column`, "vagueness" or "rarity"."""
     chosen = scores[(scores["subset"] == "candidate") & (scores["corruption"] == "clean")].dropna(subset=[column])
     if chosen.empty:
         raise ValueError(f"no pair has a known {column}: only data sets with ground truth, such as scenes, can show it")
-    bin_of = pd.qcut(chosen[column], bins, duplicates="drop")
+    bin_of = pd.qcut(chosen[column], 5, duplicates="drop")
     middles = chosen.groupby(bin_of)[column].transform("mean").round(6)
     drawn = _lines(chosen.assign(**{column: middles}), ax, column, COLOURS[column], f"{column} (0 least, 1 most)")
     ax.label_outer()

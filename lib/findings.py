@@ -52,7 +52,7 @@ class Finding:
 
 
 class FindingsError(ValueError):
-    """Results, a findings.json or README.md are not as they must be; the message names the file and says what to do."""
+    """Results or a findings.json are not as they must be; the message names the file and says what to do."""
 
 
 def paper(name: str) -> pd.DataFrame:
@@ -74,13 +74,14 @@ def reference_folder(dataset: str, scale: str) -> Path:
     return ROOT / "figures" / f"{name}-{scale}"
 
 
-def decide(finding: str, claim: str, statistic: str, estimate: Estimate, about: Mapping[str, Any],
-           threshold: float = 0.0, side: str = "above") -> Finding:  # fmt: skip
-    """Return the Finding for "`statistic` lies above (or below) `threshold`", decided by `stats.verdict`.
+def decide(
+    finding: str, claim: str, statistic: str, estimate: Estimate, about: Mapping[str, Any], side: str = "above"
+) -> Finding:
+    """Return the Finding for "`statistic` lies above (or below) 0", decided by `stats.verdict`.
 
     `about`: the provenance that `study.begin` collects. Nothing is decided at scale smoke.
     """
-    outcome = NOT_JUDGED if about["scale"] == "smoke" else verdict(estimate, threshold, side)
+    outcome = NOT_JUDGED if about["scale"] == "smoke" else verdict(estimate, side)
     rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit")}
     for name in ("value", "low", "high"):  # six digits are enough to read and to compare; null for what is not finite
         number = getattr(estimate, name)

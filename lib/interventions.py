@@ -90,12 +90,11 @@ def _moved(model: CLIP, recipe: Recipe, study: Study) -> float:
     return float(moved.norm(dim=1).mean())
 
 
-def fall(plain: pd.DataFrame, changed: pd.DataFrame, score: str = "clipmem") -> pd.DataFrame:
-    """Return by how much a score of each pair falls from one table of pairs to another: seed, pair_id, corruption,
-    fall."""
+def fall(plain: pd.DataFrame, changed: pd.DataFrame) -> pd.DataFrame:
+    """Return by how much CLIPMem of each pair falls from one table to another: seed, pair_id, corruption, fall."""
     keys = ["seed", "pair_id"]
-    both = plain.merge(changed[[*keys, score]], on=keys, suffixes=("", "_changed"), validate="one_to_one")
-    return both[["seed", "pair_id", "corruption"]].assign(fall=both[score] - both[f"{score}_changed"])
+    both = plain.merge(changed[[*keys, "clipmem"]], on=keys, suffixes=("", "_changed"), validate="one_to_one")
+    return both[["seed", "pair_id", "corruption"]].assign(fall=both["clipmem"] - both["clipmem_changed"])
 
 
 def fall_at(displacement: float, steps: Sequence[tuple[float, pd.DataFrame]]) -> pd.DataFrame:

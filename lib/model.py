@@ -76,17 +76,17 @@ def build(
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 `[N, 3, H, W]` to float32 with CLIP's channel means and deviations."""
+    """Return uint8 images `[N, 3, H, W]` as float32, scaled by CLIP's channel means and deviations."""
     mean = torch.tensor(OPENAI_DATASET_MEAN, device=images.device).view(3, 1, 1) * 255
     std = torch.tensor(OPENAI_DATASET_STD, device=images.device).view(3, 1, 1) * 255
     return (images.float() - mean) / std
 
 
 def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Random resized crops of a batch, `[N, 3, H, W]` to the same shape, normalised for the model.
+    """Return a random resized crop of each image, `[N, 3, H, W]` to the same shape, normalised for the model.
 
     The kept area is uniform in [smallest, 1] and the aspect ratio log-uniform as far as the crop fits. Bilinear
-    resampling, written as two small matrix products a picture: the same on every device.
+    resampling, written as two small matrix products per image: the same on every device.
     """
     n = len(images)
     area = 1 - (1 - smallest) * torch.rand(n, generator=generator)
@@ -100,7 +100,7 @@ def random_crops(images: Tensor, smallest: float, generator: torch.Generator) ->
 
 
 def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
-    """Bilinear weights `[N, size, size]` from source positions to the positions of a crop [start, start + share]."""
+    """Return bilinear weights `[N, size, size]` from source positions to those of a crop [start, start + share]."""
     centre = (torch.arange(size) + 0.5) / size
     position = ((start[:, None] + share[:, None] * centre) * size - 0.5).clamp(0, size - 1)
     return (1 - (position[:, :, None] - torch.arange(size)).abs()).clamp(min=0)
@@ -115,7 +115,7 @@ def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def encode_image(model: CLIP, images: Tensor, unit: bool = True) -> Tensor:
-    """Image embeddings `[N, D]` of normalised images `[N, 3, H, W]`, brought to unit length unless told otherwise."""
+    """Return embeddings `[N, D]` of normalised images `[N, 3, H, W]`, of unit length unless told otherwise."""
     x = _patches(model.visual, images)
     first = torch.zeros(len(x), dtype=torch.long, device=x.device)
     x = _tower(model.visual.transformer.resblocks, x, pooled=first, causal=False)
@@ -130,11 +130,8 @@ def _patches(tower: Any, images: Tensor) -> Tensor:
 
 
 def image_layers(model: CLIP, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """What each block of the image tower makes of normalised images `[N, 3, H, W]`, averaged over the positions.
-
-    Yields:
-        The hidden activations after GELU, clamped at 0, `[N, U]`, and the block's output at unit length, `[N, W]`.
-    """
+    """Yield what each block of the image tower makes of normalised images `[N, 3, H, W]`, averaged over positions: the
+    hidden activations after GELU, clamped at 0, `[N, U]`, and the block's output at unit length, `[N, W]`."""
     x, hidden = _patches(model.visual, images), []
     for block in model.visual.transformer.resblocks:
         hook = block.mlp.gelu.register_forward_hook(lambda module, inputs, output: hidden.append(output))
@@ -144,7 +141,7 @@ def image_layers(model: CLIP, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
-    """Unit-length text embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the model's context.
+    """Return embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context; unit length as above.
 
     Padding behind the end token changes nothing. On CUDA, where one shape for all batches is faster, it stays; else the
     captions are worked on in GROUPS of like length, each cut to its longest.
@@ -166,7 +163,7 @@ def _encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
 
 
 def _tower(blocks: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
-    """All residual blocks, `[N, L, W]` to the pooled position `[N, W]`."""
+    """Run all residual blocks, `[N, L, W]` to the pooled position `[N, W]`."""
     for block in blocks[:-1]:
         x = _block(block, x, causal)
     return _last_block(blocks[-1], x, pooled, causal)
@@ -183,7 +180,7 @@ def _block(block: Any, x: Tensor, causal: bool) -> Tensor:
 
 
 def _last_block(block: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
-    """The same block for one position of each row: nothing reads the others. `[N, L, W]` to `[N, W]`."""
+    """Run the same block for one position of each row, `[N, L, W]` to `[N, W]`: nothing reads the others."""
     n, length, width = x.shape
     attn, every = block.attn, torch.arange(n, device=x.device)
     y = block.ln_1(x)

@@ -87,7 +87,8 @@ def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
     costs = study.cost([path.stem for path in notebooks], *where)
     models, absent = sum(row[1] for row in costs), sum(row[2] for row in costs)
     left = f"about {duration(sum(row[3] for row in costs))} on this machine" if absent else "nothing to train"
-    print(f"{len(notebooks)} notebooks, {models} models, {models - absent} in the store, {left}", flush=True)
+    count = "1 notebook" if len(notebooks) == 1 else f"{len(notebooks)} notebooks"
+    print(f"{count}, {models} models, {models - absent} in the store, {left}", flush=True)
     return [row[3] for row in costs]
 
 
@@ -195,6 +196,7 @@ def open_lab(project: Path) -> None:
     settings = store.root() / "jupyter"  # a default that the user's own settings still override
     quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
     store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
+    os.environ["CLIPMEM_RUNS"] = str(store.root())  # absolute, because notebooks run in another folder
     others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
     words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
@@ -228,8 +230,6 @@ def main(words: list[str], project: Path = ROOT) -> int:
     """Do what run_all.sh was asked, and return its exit status."""
     options = parse(words)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
-    if "CLIPMEM_RUNS" in os.environ:  # made absolute, because notebooks run in another folder
-        os.environ["CLIPMEM_RUNS"] = os.path.abspath(os.path.expanduser(os.environ["CLIPMEM_RUNS"]))
     if options.jobs:
         os.environ["CLIPMEM_JOBS"] = str(options.jobs)
     if options.force:

@@ -188,25 +188,24 @@ def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "share_swapped",
     return interval(statistic, table, [score, x], n_boot=n_boot)
 
 
-def noise_range(table: pd.DataFrame, level: float = LEVEL, column: str = "noise_floor") -> tuple[float, float]:
-    """Return the limits of the middle `level` of the noise floor: scores of two models with the same training data."""
-    low, high = table[column].dropna().quantile([(1 - level) / 2, (1 + level) / 2])
+def noise_range(table: pd.DataFrame) -> tuple[float, float]:
+    """Return the limits of the middle 95 % of the noise floor: scores of two models with the same training data."""
+    low, high = table["noise_floor"].dropna().quantile([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") -> str:
-    """Judge "the statistic lies above (or below) the threshold", by rules fixed before looking.
+def verdict(estimate: Estimate, claim: str = "above") -> str:
+    """Judge "the statistic lies above (or below) 0", by rules fixed before looking.
 
     - 'not testable at this scale': a limit is not finite, seeds < MIN_SEEDS, or n < MIN_PAIRS (`Estimate` defines n);
-    - 'reproduced': the whole interval lies on the claimed side of the threshold;
+    - 'reproduced': the whole interval lies on the claimed side of 0;
     - 'direction only': the value does, the interval does not;
     - 'not reproduced': the value does not.
     """
     if claim not in ("above", "below"):
         raise ValueError(f"claim is {claim!r}; it must be 'above' or 'below'")
     sign = 1 if claim == "above" else -1
-    value = sign * (estimate.value - threshold)
-    limit = sign * ((estimate.low if claim == "above" else estimate.high) - threshold)
+    value, limit = sign * estimate.value, sign * (estimate.low if claim == "above" else estimate.high)
     if estimate.seeds < MIN_SEEDS or estimate.n < MIN_PAIRS or not np.isfinite([limit, value]).all():
         return "not testable at this scale"
     if limit > 0:

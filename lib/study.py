@@ -23,8 +23,9 @@ from lib.data import Prepared, prepare
 from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, noise_floor_model, published_name, slug
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
-# Evaluations and scores come on top of training: the whole time of ./run_all.sh laptop / the time of its training
-OVERHEAD = 1.3
+# What comes on top of the timed steps: evaluations and scores, as a factor, and start and figures of a notebook, in
+# seconds. Measured: ./run_all.sh smoke takes 152 s for 5 notebooks, where the steps alone would take 37 s.
+OVERHEAD, START = 1.4, 20.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def cost(
     notebooks: Sequence[str], scale: str, dataset: str, seeds: int, captions: str = "", image: str = ""
 ) -> list[tuple[str, int, int, float]]:
     """Return for each notebook its name, how many models it needs that none before it does, how many of them the store
-    lacks, and about how many seconds these take. Raise as `begin`."""
+    lacks, and about how many seconds it takes. Raise as `begin`."""
     known: set[Recipe] = set()
     found = []
     for notebook in notebooks:
@@ -172,7 +173,7 @@ def cost(
             count, absent = len(needed), runs.missing(needed, prepared)
             seconds = estimate_seconds(absent, prepared)
             known |= set(needed)
-        found.append((notebook, count, len(absent), seconds))
+        found.append((notebook, count, len(absent), START + seconds))
     return found
 
 

@@ -42,7 +42,7 @@ def score_pairs(
         One row per (condition, seed, pair): condition, seed, pair_id, subset, and the ground truth corruption,
         share_swapped, vagueness, rarity (NaN where unknown). For CLIP: clipmem (raw, contrast), clipmem_plain,
         clipmem_normalised, the single-model baselines similarity_f, similarity_g, loss_f and, if asked for, noise_floor
-        (f minus another f). For the other paradigms: labelmem or sslmem_image.
+        (f minus the extra f of the first condition). For the other paradigms: labelmem or sslmem_image.
     """
     name = f"pairs-{study.augmentations}-{'-'.join(subset[:2] for subset in subsets)}"
 

@@ -72,8 +72,8 @@ def test_swap_response_rises_without_inverted_pairs_and_its_noise_floor_stays(ax
 
 
 def test_graded_bins_clean_candidates_evenly_and_needs_ground_truth(ax):
-    drawn = figures.graded(scores(), ax, "vagueness", bins=3)
-    assert list(drawn[drawn.score == "CLIPMem"].n) == [10, 10, 10]
+    drawn = figures.graded(scores(), ax, "vagueness")
+    assert list(drawn[drawn.score == "CLIPMem"].n) == [6] * 5
     with pytest.raises(ValueError, match="known rarity"):
         figures.graded(scores().assign(rarity=np.nan), ax, "rarity")
 

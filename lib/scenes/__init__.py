@@ -5,10 +5,11 @@ colours and grounds are common, each shape has its usual colours and its usual g
 world is known, so is the truth that photographs lack: how rare each scene is, and how vague each of its captions.
 """
 
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from lib.scenes.pictures import Array, Random, Thing, paint
 
@@ -68,12 +69,11 @@ class Scenes:
     vagueness: Array  # float32 [N, 5] in [0, 1], the share of the scene's facts that the caption leaves out
 
 
-def make_scenes(n: int, pixels: int, seed: int = 0, on_progress: Callable[[int, int], None] | None = None) -> Scenes:
+def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
     """Return the first `n` scenes of world `seed`, drawn `pixels` wide and high.
 
     Scene i is a function of (seed, i) only: a longer set starts with a shorter one, and another size shows the same
-    scenes with the same captions. `on_progress(done, n)` is called after each scene. Raises ValueError when n < 1,
-    pixels < 16 (too few to show a shape) or seed < 0.
+    scenes with the same captions. Raise ValueError where n < 1, pixels < 16 (too few to show a shape) or seed < 0.
     """
     for name, value, least in (("n", n, 1), ("pixels", pixels, 16), ("seed", seed, 0)):
         if type(value) is not int or value < least:
@@ -82,14 +82,12 @@ def make_scenes(n: int, pixels: int, seed: int = 0, on_progress: Callable[[int, 
         images=np.empty((n, 3, pixels, pixels), np.uint8), captions=[], label_names=SHAPES,
         labels=np.empty(n, np.int64), rarity=np.empty(n, np.float32), vagueness=np.empty((n, len(KEEP)), np.float32),
     )  # fmt: skip
-    for i in range(n):
+    for i in tqdm(range(n), "drawing scenes", file=sys.stdout, leave=False, delay=2):
         rng = np.random.default_rng([seed, i])
         scene, made.labels[i], made.rarity[i] = _imagine(rng)
         texts, made.vagueness[i] = _describe(scene, rng)
         made.captions.append(texts)
         made.images[i] = paint(scene, pixels, rng)
-        if on_progress:
-            on_progress(i + 1, n)
     return made
 
 
