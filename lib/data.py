@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lib.sources import Row, find_columns, locate, open_rows, read_rows
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
-CORRUPTED_SUBSETS = ("candidate", "independent")  # both, as f and g must learn from equally good data
+CORRUPTED = ("pool", "external")  # the subsets with corrupted pairs: f and g learn from equally good halves
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
 MOST_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 
@@ -58,13 +59,24 @@ class Prepared:
     table: pd.DataFrame  # one row per pair of any subset, index = row; see `prepare`
     fingerprint: str  # of `Pairs`
 
+    def half(self, name: str, seed: int) -> np.ndarray:
+        """Return the sorted rows of the pool that f of a seed trains on ("candidate") or its g ("independent").
+
+        Chance decides, afresh for every seed, and equally often within each kind of corruption.
+        """
+        rows, rng = self.subsets["pool"], np.random.default_rng([seed, 4])
+        kinds = self.table.loc[rows, ["corruption", "share_swapped"]]
+        order = np.lexsort([rng.random(len(rows)), kinds["share_swapped"], kinds["corruption"]])
+        return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
+
     def originals(self, rows: np.ndarray) -> np.ndarray:
         """Return the images of some rows before any was inverted, uint8 [R, 3, H, W]."""
         return self.images[rows] ^ np.where(self.inverted[rows], 255, 0).astype(np.uint8)[:, None, None, None]
 
 
+@lru_cache(maxsize=4)
 def prepare(data: Data) -> Prepared:
-    """Load, split, corrupt and tokenize.
+    """Load, split, corrupt and tokenize; the last few data sets stay in memory.
 
     The table's columns: pair_id (row of the source), subset, corruption ("clean", "swapped", "partly_swapped",
     "inverted"), share_swapped (of the words: 0, .25, .5, .75, 1), donor (pair_id, -1 none), caption (caption 0 after
@@ -76,7 +88,7 @@ def prepare(data: Data) -> Prepared:
     data = fit_sizes(data, len(pairs.images))
     subsets = split(len(pairs.images), data)
     shares = (data.swapped, data.partly_swapped, data.inverted)
-    made = corrupt(pairs.captions, [subsets[name] for name in CORRUPTED_SUBSETS], shares, data.seed)
+    made = corrupt(pairs.captions, [subsets[name] for name in CORRUPTED], shares, data.seed)
     inverted = made.corruption == "inverted"
     pairs.images[inverted] = 255 - pairs.images[inverted]
     changed = [row for row, (old, new) in enumerate(zip(pairs.captions, made.captions, strict=True)) if old != new]
@@ -133,13 +145,13 @@ def class_shares(pairs: Pairs) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def fit_sizes(data: Data, available: int) -> Data:
     """Return `data` with its five sizes shrunk in proportion where they need more than the images that are available.
-    Raise DataError where fewer than LEAST_CANDIDATES candidates would be left."""
+    Raise DataError where fewer than LEAST_CANDIDATES candidates (half of the pool) are left."""
     sizes, needed = data.sizes(), sum(data.sizes().values())
     if needed <= available:
         return data
     shrunk: dict[str, Any] = {name: size * available // needed for name, size in sizes.items()}
-    if shrunk["candidate"] < LEAST_CANDIDATES:
-        least = -(-LEAST_CANDIDATES * needed // max(1, sizes["candidate"]))
+    if shrunk["pool"] < 2 * LEAST_CANDIDATES:
+        least = -(-2 * LEAST_CANDIDATES * needed // max(1, sizes["pool"]))
         raise DataError(
             f"{data.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or at least "
             f"{least:,} when shrunk to {LEAST_CANDIDATES} candidates. Use more images or a smaller scale."

@@ -8,6 +8,7 @@ every device.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
@@ -34,8 +35,18 @@ def device() -> torch.device:
 
 
 def precision() -> str:
-    """Return what the products of a training are computed in: "bf16" (autocast) on CUDA, else "fp32"."""
-    return "bf16" if device().type == "cuda" else "fp32"
+    """Return what the products of a training are computed in: "bf16" (autocast) or "fp32".
+
+    CLIPMEM_PRECISION (`./run_all.sh --precision`) says which; else bf16 on CUDA, and on a CPU that multiplies bf16 in
+    hardware, where it is about twice as fast. Scores are always computed in fp32.
+    """
+    asked, kind = os.environ.get("CLIPMEM_PRECISION"), device().type
+    if asked not in (None, "", "fp32", "bf16"):
+        raise ValueError(f"CLIPMEM_PRECISION: expected fp32 or bf16, got {asked!r}")
+    fast = kind == "cuda" or (
+        kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )
+    return asked or ("bf16" if fast else "fp32")
 
 
 def build(
@@ -44,7 +55,6 @@ def build(
     vocabulary: int,
     context: int,
     seed: int,
-    widths: tuple[float, float] = (1.0, 1.0),
     classes: int = 0,
 ) -> CLIP:
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
@@ -54,14 +64,10 @@ def build(
         pixels: side of the square images.
         vocabulary: number of compact token ids.
         context: longest caption in tokens.
-        widths: the widths of image and text tower, as multiples of the config's.
         classes: more than 0 adds `model.classes`, a table `[classes, D]` for images that are trained to agree with a
             label.
     """
-    vision, text = (
-        {**config[f"{tower}_cfg"], "width": round(config[f"{tower}_cfg"]["width"] * by)}
-        for tower, by in zip(("vision", "text"), widths, strict=True)
-    )
+    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
     vision |= {"image_size": pixels}
     text |= {"vocab_size": vocabulary, "context_length": context}
     with _building, torch.random.fork_rng(devices=[]):
@@ -174,8 +180,8 @@ def _block(block: Any, x: Tensor, causal: bool) -> Tensor:
     attn = block.attn
     qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.view(n, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(n, length, width)
-    x = x + attn.out_proj(mixed)
+    ahead = torch.ones(length, length, dtype=torch.bool, device=x.device).tril() if causal else None
+    x = x + attn.out_proj(_attend(q, k, v, ahead).transpose(1, 2).reshape(n, length, width))
     return x + block.mlp(block.ln_2(x))
 
 
@@ -187,11 +193,23 @@ def _last_block(block: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
     q = F.linear(y[every, pooled], attn.in_proj_weight[:width], attn.in_proj_bias[:width])
     kv = F.linear(y, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
     k, v = kv.view(n, length, 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    seen = torch.arange(length, device=x.device)[None] <= pooled[:, None] if causal else None
-    q = q.view(n, 1, attn.num_heads, -1).transpose(1, 2)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if seen is None else seen[:, None, None])
+    seen = (torch.arange(length, device=x.device) <= pooled[:, None])[:, None, None] if causal else None
+    mixed = _attend(q.view(n, 1, attn.num_heads, -1).transpose(1, 2), k, v, seen)
     x = x[every, pooled] + attn.out_proj(mixed.transpose(1, 2).reshape(n, width))
     return x + block.mlp(block.ln_2(x))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """Return the attention `[N, H, Q, D]` of queries `[N, H, Q, D]` to keys `[N, H, L, D]`; `seen`: bool, None for all.
+
+    On the CPU in bf16 as two products and a softmax: there the backward pass of torch's own takes ten times as long.
+    """
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    if seen is not None:
+        weights = weights.masked_fill(~seen, -torch.inf)
+    return weights.softmax(dim=-1).to(v.dtype) @ v
 
 
 # --- many images and captions ---

@@ -6,7 +6,6 @@ other view is changed far more, because a view of light crops is too easy to agr
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -98,15 +97,17 @@ def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: to
     """Return embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where it is frozen."""
     encode = models.encode_text if tower == "text" else models.encode_image
     noise = recipe.text_noise if tower == "text" else recipe.image_noise
-    mixed = torch.autocast("cuda", dtype=torch.bfloat16) if models.precision() == "bf16" else nullcontext()
+    mixed = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=models.precision() == "bf16")
     with mixed, torch.set_grad_enabled(torch.is_grad_enabled() and recipe.frozen != tower):
-        e = encode(model, x, unit=not (noise and recipe.noise_at == "before")).float()
-    if not noise:
-        return e
-    e = noisy(e, noise, generator)
-    return F.normalize(e, dim=-1) if recipe.noise_at == "before" else e
+        e = encode(model, x).float()
+    return noisy(e, noise, generator) if noise else e
 
 
-def noisy(embedding: Tensor, sigma: float, generator: torch.Generator | None) -> Tensor:
-    """Add Gaussian noise of standard deviation `sigma` to every coordinate of embeddings `[B, D]`."""
-    return embedding + sigma * torch.randn(embedding.shape, generator=generator).to(embedding.device)
+def noisy(embedding: Tensor, length: float, generator: torch.Generator | None) -> Tensor:
+    """Add Gaussian noise of the given expected length to unit vectors `[B, D]`, and return them at unit length again.
+
+    The paper's noise has a standard deviation per coordinate; whether it is added before or after normalising is not
+    known, and its strength depends on that. A length relative to the embedding means the same everywhere.
+    """
+    noise = torch.randn(embedding.shape, generator=generator).to(embedding.device)
+    return F.normalize(embedding + length / embedding.shape[-1] ** 0.5 * noise, dim=-1)

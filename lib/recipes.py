@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-VERSION = 4  # raise it when a change of code changes numbers: every older run is then trained again
-SUBSETS = ("shared", "candidate", "independent", "external", "test")
+VERSION = 5  # raise it when a change of code changes numbers: every older run is then trained again
+SUBSETS = ("shared", "pool", "external", "test", "probe")
 PRESETS = {"flickr8k": "jxie/flickr8k"}  # short names of data sets on the Hugging Face Hub
 MODELS = Path(__file__).parent / "models"
 
@@ -29,15 +29,15 @@ class Data:
     dataset: str = "scenes"  # "scenes", a preset, a name on the Hub, or the path of a parquet file or image folder
     pixels: int = 32
     shared: int = 1400
-    candidate: int = 600
-    independent: int = 600
-    external: int = 600  # scored, and the held-out pairs of the alignment
-    test: int = 1000  # for utility only, which is so measured on pairs that no other step has seen
-    swapped: float = 0.2  # share of the candidate and of the independent pairs that get another pair's captions
+    pool: int = 1200  # for every seed, f trains on a random half of these (its candidates), g on the other half
+    external: int = 600  # no model trains on them: the noise floor; the clean ones are held out by the alignment
+    test: int = 10_000  # for utility only, which is so measured on pairs that no other step has seen
+    probe: int = 5_000  # linear probes of the data set's own classes are fitted on these
+    swapped: float = 0.2  # share of the pool and of the external pairs that get another pair's captions
     partly_swapped: float = 0.2  # share of both in which a part of the words is replaced, see captions.SHARES
     inverted: float = 0.1  # share of both whose picture becomes its negative: atypical on purpose
     context: int = 24  # longest caption in tokens, start and end token included
-    seed: int = 0  # of the split and the corruption, the same for every training seed
+    seed: int = 0  # of the subsets and the corruption, the same for every training seed
     image_column: str = ""  # "": found automatically
     caption_columns: tuple[str, ...] = ()  # (): found automatically
 
@@ -51,7 +51,7 @@ class Recipe:
     """One model, trained on the subsets `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults."""
 
     data: Data = field(default_factory=Data)
-    trained_on: tuple[str, ...] = ("shared", "candidate")  # model f; g is trained on shared + independent
+    trained_on: tuple[str, ...] = ("shared", "candidate")  # model f; g: shared + independent, the other half
     model: str = "laptop"  # a file of lib/models
     epochs: int = 24
     batch: int = 128
@@ -60,20 +60,17 @@ class Recipe:
     weight_decay: float = 0.2
     crop: float = 0.9  # smallest share of the area that a random crop keeps
     evaluations: int = 6  # number of evaluations during training; if more than one, each records utility and UnitMem
-    seed: int = 0  # of the initial weights, the batch order and the augmentation
+    seed: int = 0  # of the halves of the pool, the initial weights, the batch order and the augmentation
     objective: str = "caption"  # what an image is trained to agree with: "caption" (CLIP), class "label", other "view"
     # mitigations and interventions
     n_captions: int = 1  # the first captions of each picture, of which one is drawn at every step
     word_dropout: float = 0.0  # share of a caption's tokens left out at each step
     colour: float = 0.0  # strength of random brightness and colour casts
-    text_noise: float = 0.0  # standard deviation of the Gaussian noise on each coordinate of the text embedding
+    text_noise: float = 0.0  # length of the Gaussian noise on the text embedding, as a multiple of the embedding's
     image_noise: float = 0.0  # the same for the image embedding
-    noise_at: str = "after"  # add the noise before or after the embedding is normalised to unit length
-    image_width: float = 1.0  # width of the image tower, as a multiple of the config's
-    text_width: float = 1.0
-    frozen: str = ""  # "image" or "text": this tower is taken from g of the same seed and not trained
-    remove: int = 0  # this many candidates are left out of the training,
-    remove_by: str = ""  # ranked by "clipmem", "similarity" or "loss" (of f and g without removal), or "random"
+    frozen: str = ""  # "image" or "text": this tower is taken from a model trained on the shared pairs, and not trained
+    remove: float = 0.0  # this share of the training pairs is left out,
+    remove_by: str = ""  # ranked by one of REMOVAL_RULES
 
 
 @dataclass(frozen=True)
@@ -85,16 +82,19 @@ class Scale:
     augmentations: int = 10  # views per image in a score (the paper's number is not known to us)
 
 
-_SMOKE = Recipe(Data("scenes", 32, 160, 80, 80, 80, 100), model="smoke", epochs=5, batch=60, evaluations=3)
-_LAPTOP = Recipe(Data("scenes", 32, 1400, 600, 600, 600, 1000), model="scenes", epochs=15, evaluations=5)
+_SMOKE = Recipe(Data("scenes", 32, 160, 160, 80, 200, 100), model="smoke", epochs=5, batch=60, evaluations=3)
+_LAPTOP = Recipe(Data("scenes", 32), model="scenes", epochs=15, evaluations=5)
 # 12 epochs, because retrieval on unseen photographs has flattened by epoch 8: what follows is memorization alone
-_PHOTOS = Recipe(Data("", 48, 3000, 800, 800, 800, 1000), epochs=12, evaluations=3)
-_GPU = Recipe(Data("scenes", 64, 9000, 1000, 1000, 1000, 2000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
-_PAPER = Recipe(Data("scenes", 224, 65000, 5000, 5000, 5000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
+_PHOTOS = Recipe(Data("", 48, 3000, 1600, 800, 2600, 0), epochs=12, evaluations=4)
+# Few pictures, seen often: only so do a supervised and a self-supervised model memorize enough to be compared by pair
+_DEEP = Data("scenes", 32, 200, 400, 400, 5000, 5000, swapped=0.25, partly_swapped=0.1, inverted=0.25)
+_GPU = Recipe(Data("scenes", 64, 9000, 2000, 1000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
+_PAPER = Recipe(Data("scenes", 224, 65000, 10000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
 SCALES = {
     "smoke": Scale(_SMOKE, _SMOKE, augmentations=2),
     "laptop": Scale(_LAPTOP, _PHOTOS, augmentations=5),
-    "gpu": Scale(_GPU, replace(_GPU, data=Data("", 72, 4000, 1000, 1000, 1000, 1000, context=32))),
+    "deep": Scale(*[Recipe(_DEEP, model="scenes", epochs=150, batch=100, evaluations=5)] * 2, augmentations=20),
+    "gpu": Scale(_GPU, replace(_GPU, data=Data("", 72, 4000, 2000, 1000, 1000, 0, context=32))),
     "paper": Scale(_PAPER, _PAPER),
 }
 
@@ -152,43 +152,46 @@ def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
 
 
 def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
-    """Return the two models of CLIPMem for one seed: equal initial weights, equal shared pairs at equal steps.
-
-    Where candidates are removed, g is the same as without removal: it never saw them.
-    """
+    """Return the two models of CLIPMem for one seed: equal initial weights, equal shared pairs at equal steps, and
+    complementary halves of the pool."""
     f = replace(base, seed=seed, trained_on=("shared", "candidate"))
-    return f, replace(f, trained_on=("shared", "independent"), remove=0, remove_by="")
+    return f, replace(f, trained_on=("shared", "independent"))
 
 
 def needed_before(recipe: Recipe) -> list[Recipe]:
-    """Return the runs that a recipe starts from: g, whose tower is frozen; f and g, which say what to remove."""
-    f, g = f_and_g(replace(recipe, frozen="", remove=0, remove_by=""), recipe.seed)
-    return [f, g] if recipe.remove and recipe.remove_by != "random" else [g] if recipe.frozen else []
+    """Return the runs that a recipe starts from.
 
-
-def noise_floor_model(base: Recipe, seeds: Sequence[int]) -> Recipe:
-    """Return the model that f is compared with where nothing is to be found: one more f, with a seed of its own.
-
-    Comparing the trained seeds with one another would be free, but cyclic differences average to zero by construction.
+    For a frozen tower its donor, which saw neither half of the pool. For a removal by scores, f and g of another seed,
+    which say what to remove: so each pair is ranked by models whose halves do not depend on who is trained afterwards.
     """
-    return replace(base, seed=max(seeds) + 1)
+    if recipe.frozen:
+        return [replace(recipe, frozen="", trained_on=("shared",), evaluations=1)]
+    if recipe.remove and recipe.remove_by not in ("random", "oracle"):
+        whole = replace(recipe, remove=0.0, remove_by="", epochs=round(recipe.epochs * (1 - recipe.remove)))
+        return list(f_and_g(whole, recipe.seed - 1 if recipe.seed else 1))
+    return []
+
+
+def _with_removal(base: Recipe, share: float, rule: str) -> Recipe:
+    """Return a recipe that removes a share of the pairs and takes as many steps as `base`."""
+    return replace(base, remove=share, remove_by=rule, epochs=round(base.epochs / (1 - share)))
 
 
 def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[Recipe]:
-    """Return f and g of every condition and seed, and the noise-floor model of the first condition; each model once."""
-    every = [recipe for base in conditions.values() for seed in seeds for recipe in f_and_g(base, seed)]
-    return list(dict.fromkeys([*every, noise_floor_model(next(iter(conditions.values())), seeds)]))
+    """Return f and g of every condition and seed, of a removal f alone, and what these start from; each model once."""
+    found: list[Recipe] = []
+    for base in conditions.values():
+        for seed in seeds:
+            wanted = f_and_g(base, seed)[: 1 if base.remove else 2]
+            found += [before for recipe in wanted for before in needed_before(recipe)] + list(wanted)
+    return list(dict.fromkeys(found))
 
 
 # --- what each notebook compares: name of the condition -> recipe of f, seed 0 ---
 
-# Standard deviations of the noise on the text embedding, from the paper's grid (its Figure 5b). After normalisation to
-# unit length, .3 per coordinate would be three times the embedding itself.
-SIGMAS = (("after", 0.05), ("after", 0.15), ("before", 0.15), ("before", 0.3))
-REMOVED = {0.05: ("clipmem", "similarity", "loss", "random"), 0.2: ("clipmem", "random")}  # share -> rules
-# On photographs, which train more slowly, only the conditions of notebook 04 that its claims need are run
-ON_PHOTOS = ["CLIP", "5 captions", "noise after 0.05", "noise before 0.15"]
-ON_PHOTOS += [f"5% removed by {rule}" for rule in ("clipmem", "similarity", "random")]
+REMOVAL_RULES = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
+WRONG = 0.4  # share of wrong captions in the data of the removal study: with less there is nothing to gain
+NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees
 
 
 def paradigms(base: Recipe) -> dict[str, Recipe]:
@@ -197,34 +200,40 @@ def paradigms(base: Recipe) -> dict[str, Recipe]:
 
 
 def attribution(base: Recipe) -> dict[str, Recipe]:
-    """Notebook 03: each intervention on one encoder has its twin on the other."""
-    once = replace(base, evaluations=1)
-    return {
+    """Notebook 03: each intervention on one encoder has its twin on the other. The swap test needs CLIP alone, and so
+    photographs, which train more slowly, have nothing else."""
+    once, again = replace(base, evaluations=1), replace(base, epochs=2 * base.epochs, evaluations=6)
+    found = {
         "CLIP": base,
-        "image retrained": replace(base, frozen="text"),
-        "text retrained": replace(base, frozen="image"),
+        "image retrained": replace(again, frozen="text"),
+        "text retrained": replace(again, frozen="image"),
         "image augmented": replace(once, crop=0.5, colour=0.2),
-        "image augmented more": replace(once, crop=0.25, colour=0.4),
         "words dropped": replace(once, word_dropout=0.3),
-        "other captions": replace(once, n_captions=5),
-        "image noise": replace(once, image_noise=0.15),
-        "text noise": replace(once, text_noise=0.15),
-        "narrow image tower": replace(once, image_width=0.5),
-        "narrow text tower": replace(once, text_width=0.5),
+        "image noise 0.5": replace(once, image_noise=0.5),
+        "text noise 0.5": replace(once, text_noise=0.5),
     }
+    return found if base.data.dataset == "scenes" else {"CLIP": base}
 
 
 def mitigations(base: Recipe) -> dict[str, Recipe]:
-    """Notebook 04: more captions, noise on text embeddings, image augmentation, removal, and three of them together."""
-    once = replace(base, evaluations=1)
-    found = {"CLIP": base} | {f"{n} captions": replace(once, n_captions=n) for n in (2, 3, 4, 5)}
-    found |= {f"noise {at} {sigma}": replace(once, text_noise=sigma, noise_at=at) for at, sigma in SIGMAS}
-    found["image augmented"] = replace(once, crop=0.5, colour=0.2)
-    for share, rules in REMOVED.items():
-        count = round(share * base.data.candidate)
-        found |= {f"{share:.0%} removed by {rule}": replace(base, remove=count, remove_by=rule) for rule in rules}
-    found["combined"] = replace(once, n_captions=5, text_noise=0.15, noise_at="before", crop=0.5, colour=0.2)
-    return found if base.data.dataset == "scenes" else {name: found[name] for name in ON_PHOTOS}
+    """Notebook 04: more captions, noise on text embeddings, image augmentation; and removal, from data of which WRONG
+    is captioned wrongly, with no shared pairs: so every training pair has a CLIPMem."""
+    once, data = replace(base, evaluations=1), base.data
+    found = {
+        "CLIP": base,
+        "5 captions": replace(once, n_captions=5),
+        "a fifth of the epochs": replace(once, epochs=max(1, round(base.epochs / 5))),
+        **{f"text noise {length}": replace(once, text_noise=length) for length in NOISE},
+        "image augmented": replace(once, crop=0.5, colour=0.2),
+        "oracle": _with_removal(base, data.swapped * data.pool / (2 * data.shared + data.pool), "oracle"),
+    }
+    rules, pool = REMOVAL_RULES, 2 * data.shared + data.pool
+    if data.dataset != "scenes":  # as many pairs as there are, and the conditions that the claims need
+        found = {name: found[name] for name in ("CLIP", "5 captions", "a fifth of the epochs", "text noise 0.5")}
+        rules, pool = ("clipmem", "random", "oracle"), data.shared + data.pool
+    wrong = replace(data, shared=0, pool=pool, swapped=WRONG, partly_swapped=0.0, inverted=0.0)
+    noisy = replace(base, data=wrong)
+    return found | {"noisy": noisy} | {f"noisy, {rule}": _with_removal(noisy, WRONG, rule) for rule in rules}
 
 
 CONDITIONS = {

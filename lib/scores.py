@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,28 +19,36 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from lib.model import Change, blocks, embed_images, embed_texts, image_layers, light_crop
-from lib.objectives import augment, other_view
+from lib.objectives import other_view
 
 if TYPE_CHECKING:
     from lib.data import Prepared
+    from lib.recipes import Recipe
 
-SUBSETS = ("shared", "candidate", "independent", "external")
-DEFAULT_SUBSETS = ("candidate", "external")  # the subsets scored by default; only notebook 02 needs all four
+SUBSETS = ("pool", "external")  # those scored by default; notebook 02 adds the shared pairs
 SSL_VIEWS = 5
-# (smallest crop, colour cast) from light to extreme. Captions of one image move a text encoder nearly as far as another
-# image's caption would; among these is an augmentation of the image that moves its encoder as far.
-STRENGTHS = ((0.9, 0.0), (0.5, 0.0), (0.5, 0.25), (0.1, 0.45), (0.05, 0.8), (0.02, 1.0), (0.02, 1.5))
+HALVES = {"candidate": 1, "independent": -1}  # of the pool, the one that f trains on and the one that g does
 Held = tuple[Tensor, Tensor, Tensor]  # held-out images and captions, and the scored pairs' places among them: see align
 
 
 # --- CLIPMem ---
 
 
-def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two forms of the alignment A of N pairs: `plain` and `contrast`, each `[N]`.
+class Alignment(NamedTuple):
+    """Three forms of the alignment A of N pairs, each `[N]`; see `align`."""
 
-    plain    = mean over views of cos(image, text)
-    contrast = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
+    plain: Tensor
+    contrast: Tensor
+    consistency: Tensor
+
+
+def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> Alignment:
+    """Return three forms of the alignment of N pairs.
+
+    plain       = mean over views of cos(image, text)
+    contrast    = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
+    consistency = 1 + plain - half the mean over held-out (i, t) of
+                  cos(image, i) + cos(image, t) + cos(i, text) + cos(t, text)   (MultiMem's, arXiv 2606.22220)
 
     Args:
         image: unit vectors `[A, N, D]`, A augmented views.
@@ -55,7 +63,9 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     # cosines of unit vectors are linear: the mean over the held-out pairs is one product with their mean vector
     mean_text = (held_text.sum(dim=0) - is_held * held_text[own.clamp(min=0)]) / count
     mean_image = (held_image.sum(dim=0) - is_held * held_image[own.clamp(min=0)]) / count
-    return plain, plain - (view * mean_text).sum(dim=1) - (mean_image * text).sum(dim=1)
+    across = (view * mean_text).sum(dim=1) + (mean_image * text).sum(dim=1)
+    within = (view * mean_image).sum(dim=1) + (mean_text * text).sum(dim=1)
+    return Alignment(plain, plain - across, 1 + plain - (across + within) / 2)
 
 
 def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor, scale: float) -> Tensor:
@@ -70,36 +80,66 @@ def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor
 
 
 def scored_rows(prepared: Prepared, subset: str) -> np.ndarray:
-    """Return the rows of a subset that are scored: all, but only as many shared ones as candidates, evenly spaced."""
-    rows, n = prepared.subsets[subset], len(prepared.subsets["candidate"])
+    """Return the rows of a subset that are scored: all, but only as many shared ones as the pool has, evenly spaced."""
+    rows, n = prepared.subsets[subset], len(prepared.subsets["pool"])
     spaced = np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))
     return rows[spaced] if subset == "shared" else rows
 
 
+def held_out(prepared: Prepared) -> np.ndarray:
+    """Return the rows that the alignment compares with: the clean external pairs, which no model trains on."""
+    rows = prepared.subsets["external"]
+    return rows[(prepared.table.loc[rows, "corruption"] == "clean").to_numpy()]
+
+
 def measure(
-    model: CLIP, objective: str, prepared: Prepared, views: int, subsets: Sequence[str] = DEFAULT_SUBSETS
+    model: CLIP, recipe: Recipe, prepared: Prepared, views: int, subsets: Sequence[str] = SUBSETS
 ) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
     One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and under
-    the objective `caption`: `plain`, `contrast` (both over augmented views), `similarity` and `loss` (of the image as
-    it is), the external pairs held out; under `label`: `probability` of the pair's own classes; under `view`:
-    `distance_image`, L of SSLMem.
+    the objective `caption`: `plain`, `contrast`, `consistency` (over augmented views), `similarity`, `loss` (of the
+    image as it is), each the mean over the captions that the recipe trains on; under `label`: `probability` of the
+    pair's own classes; under `view`: `distance_image`, L of SSLMem.
     """
-    external, parts = prepared.subsets["external"], []
-    if objective == "caption":
-        held = embed_images(model, prepared.images, external)[0], embed_texts(model, prepared.tokens[external, 0])
+    held, parts = held_out(prepared), []
+    if recipe.objective == "caption":
+        others = embed_images(model, prepared.images, held)[0], embed_texts(model, prepared.tokens[held, 0])
     for subset in subsets:
         rows = scored_rows(prepared, subset)
-        if objective == "caption":
-            own = torch.from_numpy(np.where(np.isin(rows, external), np.searchsorted(external, rows), -1))
-            found = _alignment(model, prepared, rows, views, (*held, own))
-        elif objective == "label":
+        if recipe.objective == "caption":
+            own = torch.from_numpy(np.where(np.isin(rows, held), np.searchsorted(held, rows), -1))
+            found = _alignment(model, recipe, prepared, rows, views, (*others, own))
+        elif recipe.objective == "label":
             found = {"probability": _probability(model, prepared, rows, views)}
         else:
-            found = {"distance_image": image_distance(model, prepared, rows, SSL_VIEWS if views else 2)}
+            found = {"distance_image": image_distance(model, prepared, rows, views or 2)}
         parts.append(as_table(prepared, rows, found).assign(subset=subset))
     return pd.concat(parts, ignore_index=True)
+
+
+def inside_outside(f: pd.DataFrame, g: pd.DataFrame, prepared: Prepared, seed: int) -> pd.DataFrame:
+    """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`.
+
+    Args:
+        f, g: tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores.
+
+    Returns:
+        One row per row of f: the same keys, member (1: f trained on the pair, -1: g did, 0: both or neither; there
+        `_in` is f's), and two columns for each score.
+
+    Raises:
+        ValueError: f and g did not score the same pairs in the same order.
+    """
+    keys = [name for name in ("pair_id", "subset", "epoch") if name in f]
+    if not f[keys].equals(g[keys]):
+        raise ValueError("f and g are of different pairs; score both on the same data and split")
+    halves = {sign: prepared.pair_ids[prepared.half(name, seed)] for name, sign in HALVES.items()}
+    member = sum(sign * f["pair_id"].isin(ids).astype(int) for sign, ids in halves.items())
+    found, exchange = f[keys].assign(member=member), member == -1
+    for name in f.columns.difference(keys):
+        found[f"{name}_in"], found[f"{name}_out"] = f[name].mask(exchange, g[name]), g[name].mask(exchange, f[name])
+    return found
 
 
 def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -> pd.DataFrame:
@@ -108,12 +148,18 @@ def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -
     return pd.DataFrame({"pair_id": prepared.pair_ids[rows], **numbers})
 
 
-def _alignment(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int, held: Held) -> dict[str, Tensor]:
-    image, text = embed_images(model, prepared.images, rows), embed_texts(model, prepared.tokens[rows, 0])
+def _alignment(
+    model: CLIP, recipe: Recipe, prepared: Prepared, rows: np.ndarray, views: int, held: Held
+) -> dict[str, Tensor]:
+    image, scale = embed_images(model, prepared.images, rows), float(model.logit_scale.detach().exp())
     seen = embed_images(model, prepared.images, rows, views) if views else image
-    plain, contrast = align(seen, text, *held)
-    loss = pair_loss(image[0], text, *held, float(model.logit_scale.detach().exp()))
-    return {"plain": plain, "contrast": contrast, "similarity": (image[0] * text).sum(dim=1), "loss": loss}
+    of_captions = []
+    for caption in range(min(recipe.n_captions, prepared.tokens.shape[1])):
+        text = embed_texts(model, prepared.tokens[rows, caption])
+        found = align(seen, text, *held)._asdict()
+        found |= {"similarity": (image[0] * text).sum(dim=1), "loss": pair_loss(image[0], text, *held, scale)}
+        of_captions.append(found)
+    return {name: torch.stack([found[name] for found in of_captions]).mean(dim=0) for name in of_captions[0]}
 
 
 @torch.no_grad()
@@ -159,16 +205,6 @@ def by_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFram
     """Return L of both encoders of one model: columns pair_id, `image`, `text`."""
     found = {"image": image_distance(model, prepared, rows), "text": text_distance(model, prepared, rows)}
     return as_table(prepared, rows, found)
-
-
-def by_strength(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
-    """Return L of both encoders: columns pair_id, `text` (captions), and `image_<i>` for each of STRENGTHS."""
-
-    def moved(crop: float, colour: float) -> Tensor:
-        return image_distance(model, prepared, rows, change=lambda x, generator: augment(x, crop, colour, generator))
-
-    found = {"text": text_distance(model, prepared, rows)}
-    return as_table(prepared, rows, found | {f"image_{i}": moved(*pair) for i, pair in enumerate(STRENGTHS)})
 
 
 # --- units and layers ---

@@ -23,7 +23,7 @@ from torch import Tensor
 from lib import model as models
 from lib import store
 from lib.objectives import Resident, batch, loss
-from lib.recipes import Recipe, model_config, needed_before
+from lib.recipes import Recipe, model_config
 
 if TYPE_CHECKING:
     from lib.data import Prepared
@@ -54,7 +54,6 @@ def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
         vocabulary=len(prepared.token_ids),
         context=prepared.tokens.shape[2],
         seed=recipe.seed,
-        widths=(recipe.image_width, recipe.text_width),
         classes=prepared.targets.shape[1] if recipe.objective == "label" else 0,
     ).to(models.device())
 
@@ -66,13 +65,15 @@ def tower_of(name: str) -> str:
 
 def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | None = None) -> np.ndarray:
     """Return the rows that a recipe trains on, without those of `left_out`."""
-    rows = np.concatenate([prepared.subsets[name] for name in recipe.trained_on])
+    halves = ("candidate", "independent")
+    parts = [prepared.half(n, recipe.seed) if n in halves else prepared.subsets[n] for n in recipe.trained_on]
+    rows = np.concatenate(parts)
     return rows if left_out is None else rows[~np.isin(rows, left_out)]
 
 
 def evaluation_epochs(recipe: Recipe) -> list[int]:
-    """Return after which epochs a model is evaluated: evenly spaced; only the last where it starts from other runs."""
-    count = 1 if needed_before(recipe) else recipe.evaluations
+    """Return after which epochs a model is evaluated: evenly spaced; only the last where pairs are removed."""
+    count = 1 if recipe.remove else recipe.evaluations
     return sorted({round(recipe.epochs * (i + 1) / count) for i in range(count)} - {0})
 
 

@@ -34,6 +34,7 @@ SETS = {  # name -> where its training and its test part lie
 }
 LIMITS = {"train": 5000, "test": 2000}  # images taken of a part, evenly spaced
 STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of the logistic regression's L2 penalty, the simplest fit first
+QUICK = 1000  # test pairs of an evaluation during training
 SHRINKAGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, per image
 
 
@@ -106,18 +107,31 @@ def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
     return found | {"class_names": np.array(getattr(label, "names", None) or (), str)}
 
 
-def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, float]:
-    """Return recall at k both ways, in [0, 1], for N matching unit vectors `[N, D]`: `image_to_text_r1`, ...
+def ranks(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many others are more similar than the own one, `[N]` from image to text and from text to image.
 
-    A pair is found when fewer than k others are more similar; a tie counts as half a pair, so a model that gives all
-    captions one embedding finds nothing by the order of the rows.
+    Of N matching unit vectors `[N, D]`. A tie counts as half: a model with one embedding for all captions finds
+    nothing by the order of the rows.
     """
-    similarity, out = image @ text.T, {}
-    for way, s in (("image_to_text", similarity), ("text_to_image", similarity.T)):
-        own = s.diagonal()[:, None]
-        rank = (s > own).sum(dim=1) + ((s == own).sum(dim=1) - 1) / 2
-        out.update({f"{way}_r{k}": float((rank < k).double().mean()) for k in ks})
-    return out
+    similarity = image @ text.T
+    own = similarity.diagonal()
+    first, second = (
+        (s > own[:, None]).sum(dim=1) + ((s == own[:, None]).sum(dim=1) - 1) / 2 for s in (similarity, similarity.T)
+    )
+    return first, second
+
+
+def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, float]:
+    """Return recall at k both ways for N matching unit vectors `[N, D]`, in [0, 1]: `image_to_text_r1`, ...; and
+    `bits`, the mean of log2(N / rank) over both ways: 1.4 for a random order, log2(N) where every pair is found."""
+    both = dict(zip(("image_to_text", "text_to_image"), ranks(image, text), strict=True))
+    found = {f"{way}_r{k}": float((rank < k).double().mean()) for way, rank in both.items() for k in ks}
+    return found | {"bits": float(torch.cat([bits(rank, len(text)) for rank in both.values()]).mean())}
+
+
+def bits(rank: Tensor, gallery: int) -> Tensor:
+    """Return how much of the gallery each query rules out, log2(gallery / rank) `[N]`, with ranks counted from 0."""
+    return (gallery / (rank.double() + 1)).log2()
 
 
 def linear_probe(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> float:
@@ -224,8 +238,9 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict
 
 def during_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str, float]:
     """Return utility on the test pairs, quick enough for every evaluation: `probe`, the ridge probe of the classes
-    fitted on the shared pairs (NaN without classes), and retrieval where there are captions."""
-    train, test = prepared.subsets["shared"], prepared.subsets["test"]
+    (NaN without classes), and retrieval where there are captions; on at most QUICK pairs."""
+    train = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"][: 2 * QUICK]
+    test = prepared.subsets["test"][:QUICK]
     image, found = embed_images(model, prepared.images, test)[0], {"probe": float("nan")}
     if prepared.class_names:
         seen, targets = embed_images(model, prepared.images, train)[0], prepared.targets
