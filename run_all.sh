@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# ./run_all.sh [smoke|laptop|gpu|paper] [options]     install what is missing, run the notebooks, show what they found
+# ./run_all.sh [smoke|laptop|deep|gpu|paper] [options]    install what is missing, run the notebooks, show the findings
 #   smoke   minutes; shows that the machinery works and decides nothing
 #   laptop  the findings on a CPU, two cores are enough; the default
+#   deep    few pairs seen often: finding 1 by pairs; use --only 01
 #   gpu     larger models, for one accelerator (and paper: the paper's own sizes)
 #
 #   --dataset NAME_OR_PATH  scenes (the default), flickr8k, a name on the Hugging Face Hub, a parquet file or a folder
@@ -9,8 +10,9 @@
 #   --image COLUMN          the column that holds the pictures, where it is not found
 #   --only 02               run only the notebooks with this number, or with this text in their name
 #   --from 02               run that notebook and those after it
-#   --seeds N               train everything N times instead of three times
+#   --seeds N               train everything N times instead of five times
 #   --jobs N                train N models side by side (default: one per core, or one on an accelerator)
+#   --precision fp32|bf16   compute products in fp32 or bf16 (default: bf16 where the hardware multiplies it)
 #   --force                 train again what is already trained
 #   --keep-going            go on to the next notebook after one that failed
 #   --publish               afterwards copy the results to figures/, the reference, and list them in figures/README.md
@@ -23,10 +25,8 @@
 # 1 something failed, 2 refused before the start, 130 stopped. A claim that does not reproduce is a result, no failure.
 
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh run_all.sh
-set -u
-unset PYTHONHOME # a wrong one would break every Python, and make a good .venv look broken
-case "$0" in */*) self="$0" ;; *) self="./$0" ;; esac
-export CLIPMEM_COMMAND="$self"
+set -u; unset PYTHONHOME # a wrong one would break every Python, and make a good .venv look broken
+case "$0" in */*) self="$0" ;; *) self="./$0" ;; esac; export CLIPMEM_COMMAND="$self"
 while [ -L "$self" ]; do link="$(readlink "$self")"; case "$link" in /*) self="$link" ;; *) self="${self%/*}/$link" ;; esac; done
 root="$(CDPATH='' cd -- "${self%/*}/" && pwd -P)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,7 +1,7 @@
 """The look of all figures, the plots that notebooks share, and the files of a figure.
 
-A plot draws a tidy table on an axes and returns the table of what it drew. `scores`: seed, pair_id, subset, corruption,
-share_swapped, vagueness, rarity, clipmem, and noise_floor, which may be missing. Intervals: value, low and high."""
+A plot draws a tidy table on an axes and returns the table of what it drew. `scores`: rows of `tables.score_pairs`;
+their external pairs, which no model was trained on, are the noise floor. Intervals: value, low and high."""
 
 import hashlib
 import textwrap
@@ -20,16 +20,20 @@ from lib.store import write_bytes, write_json
 
 # Okabe & Ito's colours, which people with any form of colour blindness tell apart: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK, NOISE = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8c8c8c"
-COLOURS = {"shared": BLUE, "candidate": RED, "independent": GREEN, "external": PINK, "vagueness": GREEN, "rarity": PINK}
+COLOURS = {"pool": RED, "shared": BLUE, "external": NOISE, "vagueness": GREEN, "rarity": PINK}
 COLOURS |= {"clean": SKY, "partly_swapped": ORANGE, "inverted": GREEN, "swapped": RED}
 PARADIGMS = {"label": GREEN, "caption": RED, "view": BLUE}  # what an image is trained to agree with
+MARKERS = {"label": "s", "caption": "o", "view": "^"}  # so that they can be told apart in grey
 NAMED = {"label": "class label (supervised)", "caption": "caption (CLIP)", "view": "other view (self-supervised)"}
-ENCODERS = {"image": BLUE, "text": RED}
-FAMILIES = {"CLIP": "black", "captions": RED, "noise before": BLUE, "noise after": SKY}
-FAMILIES |= {"augmented": GREEN, "removed": PINK, "combined": ORANGE}
-NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain", "noise_floor": "noise floor: another seed"}
-NAMES |= {"similarity_f": "f's similarity", "similarity_g": "g's similarity", "loss_f": "f's loss"}
-LABELS = {"clipmem": "CLIPMem (raw)", "image_to_text_r10": "R@10 on unseen pairs"}  # of axes
+ENCODERS = {"both": "black", "text": RED, "image": BLUE}
+MARKERS |= {"text": "s", "image": "^", "other captions": "D", "range-normalised": "D"}
+NAMED |= {"both": "both encoders", "text": "text encoder alone", "image": "image encoder alone"}
+FAMILIES = {"CLIP": "black", "captions": RED, "noise": BLUE, "augmented": GREEN, "epochs": NOISE, "removed": PINK}
+NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain", "clipmem_consistency": "CLIPMem, as in MultiMem"}
+NAMES |= {"similarity_in": "similarity", "loss_in": "loss", "early_loss_in": "early loss", "mean_loss_in": "mean loss"}
+NAMES |= {"augmentation_in": "change under augmentation", "lemon_in": "LEMoN", "lemon_out": "held-out LEMoN"}
+NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss"}
+LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)", "r10": "R@10 on unseen pairs"}  # of axes
 
 
 def theme() -> None:
@@ -82,6 +86,13 @@ def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], col
     return figure
 
 
+def tell(figure: Figure, sentence: str, about: Mapping, bars: str = "95 % intervals over seeds and pairs") -> None:
+    """Write above a figure what to see, and below it whose numbers these are (`study.about`) and what the bars mean."""
+    figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold")
+    source = f"{about['name']}, scale {about['scale']}, {about['seeds']} seeds." + f" Bars: {bars}." * bool(bars)
+    figure.supxlabel(source, x=0.01, ha="left", fontsize=9, color="#595959")
+
+
 def points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **style) -> None:
     """Draw values with their intervals: along the x axis when `x` is "value", along the y axis when `y` is."""
     style = {"ms": 7, "mec": "white", "capsize": 3, "zorder": 4, "linestyle": "none", **style}
@@ -91,98 +102,83 @@ def points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **sty
 
 def legend_below(ax: Axes, columns: int = 3) -> None:
     """Put the legend under the axes' labels, where it cannot lie on the data."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.8, ncols=columns)  # pad: times the font size
+    handles, labels = ax.get_legend_handles_labels()
+    place: dict = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 3.8}  # pad: times the font size
+    ax.legend(handles, [label.replace("_", " ") for label in labels], ncols=columns, **place)
 
 
-def sweep_curve(rows: pd.DataFrame, ax: Axes, x: str, colour: str, label: str) -> None:
+def sweep_curve(rows: pd.DataFrame, ax: Axes, x: str, colour: str, label: str, marker: str = "o") -> None:
     """Draw values along `x`, joined by a line, with their intervals."""
     rows = rows.sort_values(x)
     ax.fill_between(rows[x], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-    points(ax, rows, x, "value", color=colour, marker="o", label=label, linestyle="-")
+    points(ax, rows, x, "value", color=colour, marker=marker, label=label, linestyle="-")
 
 
-def _hills(scores: pd.DataFrame, ax: Axes, by: str) -> pd.DataFrame:
-    """Draw a hill of CLIPMem per value of `by` with its mean and interval; the noise floor hangs below it in grey."""
-    names = [name for name in COLOURS if (scores[by] == name).any()]
+def paths(table: pd.DataFrame, ax: Axes, x: str, y: str) -> None:
+    """Draw `y` against `x` along training, a curve per `encoder`: every seed thin, the mean of all seeds thick."""
+    for name, part in table.groupby("encoder", sort=False):
+        look = {"color": ENCODERS[name]}
+        for _, one in part.groupby("seed"):
+            ax.plot(one[x], one[y], linewidth=0.7, alpha=0.6, **look)
+        mean = part.groupby("epoch")[["loss", y]].mean().reset_index()
+        ax.plot(mean[x], mean[y], linewidth=2.2, marker=MARKERS.get(name, "o"), label=NAMED[name], **look)
+
+
+def by_group(scores: pd.DataFrame, ax: Axes, by: str = "corruption") -> pd.DataFrame:
+    """Draw a hill of CLIPMem per value of `by`, of the pool or (by "subset") of all pairs, with means and intervals; a
+    grey hill below each shows the noise floor of the same kind, a tick its mean. Return the rows that are drawn."""
+    chosen = scores if by == "subset" else scores[scores["subset"] == "pool"]
+    floor = scores[scores["subset"] == "external"] if by == "corruption" else scores[:0]
+    names = [name for name in COLOURS if (chosen[by] == name).any()]
     hill: dict = {"side": "low", "widths": 1.3, "facecolor": [(COLOURS[name], 0.75) for name in names]}  # y points down
-    grey: dict = {"side": "high", "widths": 0.4, "facecolor": (NOISE, 0.75)}
-    drawn = []
-    for column, style in (("clipmem", hill), ("noise_floor", grey)):
-        if column in scores:
-            values = [scores.loc[scores[by] == name, column] for name in names]
+    grey: dict = {"side": "high", "widths": 0.5, "facecolor": (NOISE, 0.75)}
+    for rows, style in ((chosen, hill), (floor, grey)):
+        values = [rows.loc[rows[by] == name, "clipmem"] for name in names]
+        if all(len(part) > 1 for part in values):
             ax.violinplot(values, range(len(names)), orientation="horizontal", showextrema=False, **style)
-            means = stats.means(scores, by, column).set_index(by).loc[names].reset_index()
-            drawn.append(means.assign(score=NAMES[column]))
+            if rows is floor:
+                ax.plot([part.mean() for part in values], np.arange(len(names)) + 0.12, "|", color="black", ms=9)
     plt.setp(ax.collections, linewidth=0)
-    forest(drawn[0].assign(name=drawn[0][by] + "\n" + drawn[0]["n"].astype(str) + " pairs"), ax, {"": "black"})
-    ax.set(xlabel=LABELS["clipmem"], ylim=(len(names) - 0.65, -0.8))
-    return pd.concat(drawn, ignore_index=True)
-
-
-def distributions(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """Draw CLIPMem of four subsets, the noise floor of the same pairs in grey below, and means with their intervals."""
-    ax.set_title("CLIPMem by subset" + "; below each, in grey, the noise floor" * ("noise_floor" in scores))
-    return _hills(scores, ax, "subset")
-
-
-def by_corruption(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """Draw CLIPMem of the candidates by corruption, and the range of the noise floor; return the candidates' rows."""
-    chosen = scores[scores["subset"] == "candidate"].drop(columns=["subset", "caption"], errors="ignore")
-    _hills(chosen.drop(columns="noise_floor", errors="ignore"), ax, "corruption")
-    if "noise_floor" in chosen:
-        ax.axvspan(*stats.noise_range(chosen), color=NOISE, alpha=0.25, lw=0, zorder=0, label="95 % of the noise floor")
-        legend_below(ax)
+    means = stats.means(chosen, by).set_index(by).loc[names].reset_index()
+    forest(
+        means.assign(name=means[by].str.replace("_", " ") + "\n" + means["n"].astype(str) + " pairs"), ax, {"": "black"}
+    )
+    ax.set(xlabel=LABELS["clipmem"], ylim=(len(names) - 0.45, -0.8))
     return chosen
 
 
-def detection(scores: pd.DataFrame, ax: Axes, signs: Mapping[str, int]) -> pd.DataFrame:
-    """Draw how well each score of the candidates finds swapped captions; `signs` as for `stats.gain`."""
-    found = [{"name": NAMES.get(name, name), **vars(stats.detect(scores, name, sign))} for name, sign in signs.items()]
-    ax.axvline(0.5, color="black", linestyle="--", linewidth=1.3, label="chance")
-    ax.set(xlim=(0, 1.02), xlabel="finding swapped among clean captions (ROC AUC)")
+def detection(scores: pd.DataFrame, ax: Axes, signs: Mapping[str, int], rate: float = 0) -> pd.DataFrame:
+    """Draw how well each score finds swapped captions among clean ones; `signs` as for `stats.gain`, `rate` as for
+    `stats.detect`."""
+    found = [
+        {"name": NAMES.get(name, name), **vars(stats.detect(scores, name, sign, rate=rate))}
+        for name, sign in signs.items()
+    ]
+    ax.axvline(rate or 0.5, color="black", linestyle="--", linewidth=1.3, label="chance")
+    ax.set_xlabel(
+        f"swapped captions found at {rate:.0%} false alarms" if rate else "finding swapped captions (ROC AUC)"
+    )
     drawn = forest(pd.DataFrame(found), ax, {"": "black"}, zero=False)
     legend_below(ax)
     return drawn
 
 
-def _lines(scores: pd.DataFrame, ax: Axes, x: str, colour: str, xlabel: str) -> pd.DataFrame:
-    """Draw mean CLIPMem, and the mean of the noise floor, at each value of `x`."""
-    drawn = []
-    for column, shade in (("noise_floor", NOISE), ("clipmem", colour)):
-        if column in scores:
-            drawn.append(stats.means(scores, x, column).assign(score=NAMES[column]))
-            sweep_curve(drawn[-1], ax, x, shade, NAMES[column])
-    ax.axhline(0, color="black", linewidth=0.8, zorder=1)
-    ax.set(xlabel=xlabel, ylabel=f"mean {LABELS['clipmem']}")
-    legend_below(ax)
-    return pd.concat(drawn, ignore_index=True)
-
-
-def swap_response(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """Draw mean CLIPMem of the candidates by the share of their caption that was swapped; thin lines: single seeds."""
-    chosen = scores[(scores["subset"] == "candidate") & (scores["corruption"] != "inverted")]
-    one_by_one = chosen.groupby(["seed", "share_swapped"])["clipmem"].mean().unstack("seed")
-    ax.plot(one_by_one, color=COLOURS["partly_swapped"], linewidth=1, alpha=0.6, zorder=2)
-    ax.set_xticks(one_by_one.index)
-    return _lines(chosen, ax, "share_swapped", COLOURS["swapped"], "share of the caption swapped")
-
-
-def graded(scores: pd.DataFrame, ax: Axes, column: str) -> pd.DataFrame:
-    """Draw mean CLIPMem of clean candidates in five equally filled bins of `column`, "vagueness" or "rarity"."""
-    chosen = scores[(scores["subset"] == "candidate") & (scores["corruption"] == "clean")].dropna(subset=[column])
-    if chosen.empty:
-        raise ValueError(f"no pair has a known {column}: only data sets with ground truth, such as scenes, can show it")
-    bin_of = pd.qcut(chosen[column], 5, duplicates="drop")
-    middles = chosen.groupby(bin_of)[column].transform("mean").round(6)
-    drawn = _lines(chosen.assign(**{column: middles}), ax, column, COLOURS[column], f"{column} (0 least, 1 most)")
-    ax.label_outer()
+def response(scores: pd.DataFrame, ax: Axes, x: str, colour: str, bins: Sequence[float] = ()) -> pd.DataFrame:
+    """Draw mean CLIPMem at each value of `x`, or in `bins` of it at their mean, with intervals."""
+    if len(bins):
+        middles = scores.groupby(pd.cut(scores[x], bins, include_lowest=True), observed=True)[x].transform("mean")
+        scores = scores.assign(**{x: middles.round(6)})
+    drawn = stats.means(scores, x).sort_values(x)
+    sweep_curve(drawn, ax, x, colour, LABELS["clipmem"])
+    ax.set(xlabel=x.replace("_", " "), ylabel=f"mean {LABELS['clipmem']}")
     return drawn
 
 
 def along_training(table: pd.DataFrame, ax: Axes, value="clipmem", by: str | None = "corruption") -> pd.DataFrame:
     """Draw `value` by epoch (columns epoch, seed, `value`, `by`): mean over seeds, shaded from least to greatest."""
-    look = {"palette": COLOURS, "hue": by} if by else {"color": "black"}
-    sns.lineplot(table, x="epoch", y=value, ax=ax, errorbar=("pi", 100), marker="o", **look)
+    look = {"palette": COLOURS, "hue": by, "style": by, "markers": True, "dashes": False}
+    look = look if by else {"color": "black", "marker": "o"}
+    sns.lineplot(table, x="epoch", y=value, ax=ax, errorbar=("pi", 100), **look)
     ax.set(ylabel=LABELS.get(value, value), xticks=sorted(table["epoch"].unique()))
     if by:
         legend_below(ax, 4)
@@ -197,7 +193,7 @@ def by_layer(table: pd.DataFrame, ax: Axes, value: str) -> pd.DataFrame:
         rows.append({"paradigm": name, "layer": layer, **vars(found)})
     drawn = pd.DataFrame(rows).drop(columns="n")
     for name, part in drawn.groupby("paradigm", sort=False):
-        sweep_curve(part, ax, "layer", PARADIGMS[name], NAMED[name])
+        sweep_curve(part, ax, "layer", PARADIGMS[name], NAMED[name], MARKERS[name])
     ax.set(xlabel="layer of the image tower", ylabel=value, xticks=sorted(drawn["layer"].unique()))
     return drawn
 
@@ -209,7 +205,8 @@ def forest(rows: pd.DataFrame, ax: Axes, colours: Mapping | None = None, by=None
     for place, (group, part) in enumerate(parts):
         shift = (place - (len(parts) - 1) / 2) * 0.22  # three then fill two thirds of the space of a name
         y = [names.index(name) + shift for name in part["name"]]
-        points(ax, part, "value", y, color=(colours or {}).get(group, RED), marker="o", label=NAMED.get(group, group))
+        look = {"color": (colours or {}).get(group, RED), "marker": MARKERS.get(group, "o")}
+        points(ax, part, "value", y, label=NAMED.get(group, group), **look)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     if zero:
@@ -219,26 +216,24 @@ def forest(rows: pd.DataFrame, ax: Axes, colours: Mapping | None = None, by=None
     return rows
 
 
-def pareto(memorization: Sequence[float], utility: Sequence[float]) -> list[int]:
-    """Return the places of the points that no other beats in both: less memorization and more utility."""
-    m, u = np.asarray(memorization, float), np.asarray(utility, float)
-    beaten = [((m < a) & (u >= b) | (m <= a) & (u > b)).any() for a, b in zip(m, u, strict=True)]
-    return [int(place) for place in np.argsort(m, kind="stable") if not beaten[place]]
+def gains(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw differences as `forest` does; a grey bar spans those that are too small to be found (`detectable`)."""
+    reach = rows["detectable"].where(np.isfinite(rows["detectable"]), 0.0)
+    ax.barh(range(len(rows)), 2 * reach, left=-reach, height=0.75, color="#e3e3e3", zorder=0)
+    return forest(rows, ax, {"": "black"})
 
 
 def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.DataFrame:
-    """Draw m (memorization) and u (utility) with limits (m_low, …), coloured by `family`, and the Pareto front."""
+    """Draw m (memorization) and u (utility) with their limits (m_low, …), named, and coloured by `family`."""
     for family, part in rows.groupby("family", sort=False):
         colour = colours.get(str(family), NOISE)
-        m_span, u_span = (np.abs(part[[f"{axis}_low", f"{axis}_high"]].T - part[axis]) for axis in "mu")
-        ax.errorbar(part["m"], part["u"], u_span, m_span, fmt="none", alpha=0.35, elinewidth=0.8, color=colour)
-        ax.scatter(part["m"], part["u"], s=60, color=colour, edgecolor="white", zorder=4, label=family)
-    front = rows.iloc[pareto(rows["m"], rows["u"])]
-    ax.plot(front["m"], front["u"], color="black", linewidth=1, linestyle="--", zorder=1, label="Pareto front")
-    for i, row in enumerate(front.itertuples()):  # the front rises: above to the left and below to the right are free
-        beside, side = ((-6, 6), "right") if i % 2 else ((6, -12), "left")
-        ax.annotate(str(row.name), (row.m, row.u), xytext=beside, textcoords="offset points", fontsize=9, ha=side)
+        spans = {
+            f"{x}err": (part[axis] - part[f"{axis}_low"], part[f"{axis}_high"] - part[axis])
+            for x, axis in zip("xy", "mu", strict=True)
+        }
+        ax.errorbar(part["m"], part["u"], **spans, fmt="o", ms=8, mec="white", color=colour, elinewidth=1, zorder=4)
+    for row in rows.itertuples():
+        ax.annotate(str(row.name), (row.m, row.u), xytext=(7, 5), textcoords="offset points", fontsize=10)
     ax.dataLim.update_from_data_xy(rows[["m", "u"]].to_numpy(float), ignore=True)
-    ax.margins(0.35)  # around the points, which alone decide: a wide interval leaves the picture
-    legend_below(ax)
-    return rows.assign(on_front=[name in set(front["name"]) for name in rows["name"]])
+    ax.margins(0.3)
+    return rows

@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from lib import store
 from lib.recipes import PRESETS, published_name, slug
-from lib.stats import Estimate, verdict
+from lib.stats import Estimate, holm, verdict
 from lib.store import ROOT
 
 NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
@@ -26,10 +27,14 @@ MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
 HEAD = """# Every claim and its verdict
 
-Written by `./run_all.sh --publish` from `figures/*/findings.json`; a test fails when it is stale.
+Written by `./run_all.sh --publish` from `figures/*/findings.json`; a test fails when it is stale. The claims stand in
+[`lib/claims.json`](../lib/claims.json), committed before the models were trained (`claims_commit` in `findings.json`).
+*p*: two-sided, adjusted by Holm for all claims tested on that data set at that scale; the verdict follows the interval
+of the single claim. *Detectable*: the smallest true value that such a run would have found with 80 % power.
 `coco12k.parquet` stands for a file of 12,000 COCO images with captions and categories, which may not be passed on.
 
 """
+NUMBERS = ("value", "low", "high", "p", "detectable")
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,12 @@ class Finding:
     dataset: str
     scale: str
     notebook: str
-    run_keys: tuple[str, ...]
     commit: str
+    reason: str = ""  # why the claim is not testable (older files lack this and what follows)
+    p: float | None = None
+    detectable: float | None = None
+    runs: str = ""  # digest of the names of all models behind the notebook
+    claims_commit: str = ""  # the one that last changed the claims
 
 
 class FindingsError(ValueError):
@@ -74,20 +83,39 @@ def reference_folder(dataset: str, scale: str) -> Path:
     return ROOT / "figures" / f"{name}-{scale}"
 
 
-def decide(
-    finding: str, claim: str, statistic: str, estimate: Estimate, about: Mapping[str, Any], side: str = "above"
-) -> Finding:
-    """Return the Finding for "`statistic` lies above (or below) 0", decided by `stats.verdict`.
+@cache
+def claims() -> dict[str, dict[str, str]]:
+    """Return lib/claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0) and paper."""
+    return json.loads(Path(__file__).with_name("claims.json").read_text(encoding="utf-8"))
 
-    `about`: the provenance that `study.begin` collects. Nothing is decided at scale smoke.
+
+def claims_table(notebook_number: str) -> pd.DataFrame:
+    """Return the claims of a notebook, such as "02", as a table to show: what is claimed, and when it is reproduced."""
+    rows = {name: one for name, one in claims().items() if name.startswith(notebook_number.lstrip("0"))}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["claim", "test"])
+    return table.rename(columns={"test": "reproduced when"})
+
+
+def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: str = "", detail: str = "") -> Finding:
+    """Return what came of a claim of lib/claims.json, decided by `stats.verdict`; at scale smoke nothing is decided.
+
+    `about`: the provenance that `study.begin` collects. `gate`: why the claim cannot be tested here, "" where it can.
+    `detail`: what the notebook chose, such as the best baseline; it stands behind the statistic, in parentheses. Raise
+    FindingsError for an unknown claim.
     """
-    outcome = NOT_JUDGED if about["scale"] == "smoke" else verdict(estimate, side)
-    rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit")}
-    for name in ("value", "low", "high"):  # six digits are enough to read and to compare; null for what is not finite
+    if claim_id not in claims():
+        raise FindingsError(f"claim_id: expected one of {', '.join(claims())} (lib/claims.json), got {claim_id!r}")
+    entry = claims()[claim_id]
+    outcome, reason = ("not testable", gate) if gate else verdict(estimate, entry["side"])
+    if about["scale"] == "smoke":
+        outcome, reason = NOT_JUDGED, ""
+    rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
+    for name in NUMBERS:  # six digits are enough to read and to compare; null for what is not finite
         number = getattr(estimate, name)
         rest[name] = float(f"{number:.6g}") if number is not None and math.isfinite(number) else None
-    rest |= {"seeds": int(estimate.seeds), "dataset": about["name"], "run_keys": tuple(about["run_keys"])}
-    return Finding(finding=finding, claim=claim, verdict=outcome, statistic=statistic, **rest)
+    rest |= {"seeds": int(estimate.seeds), "dataset": about["name"], "claim": entry["claim"]}
+    statistic = entry["statistic"] + f" ({detail})" * bool(detail)
+    return Finding(finding=claim_id, verdict=outcome, reason=reason, statistic=statistic, **rest)
 
 
 def record(notebook: str, findings: Sequence[Finding], figures: Sequence[str], about: Mapping[str, Any]) -> Path:
@@ -107,9 +135,10 @@ def record(notebook: str, findings: Sequence[Finding], figures: Sequence[str], a
 
 
 def _table(entries: Any) -> pd.DataFrame:
-    rows: list[Any] = [asdict(Finding(**entry)) for entry in entries]
-    found = pd.DataFrame(rows, columns=[field.name for field in fields(Finding)])
-    return found.astype({"value": float, "low": float, "high": float, "seeds": int})  # refuses what is no number
+    names = [field.name for field in fields(Finding)]
+    known = ({name: value for name, value in dict(entry).items() if name in names} for entry in entries)
+    found = pd.DataFrame([asdict(Finding(**entry)) for entry in known], columns=names)
+    return found.astype(dict.fromkeys(NUMBERS, float) | {"seeds": int})  # refuses what is no number
 
 
 def _read(path: Path, convert: Callable[[Any], Any], advice: str) -> Any:
@@ -143,7 +172,7 @@ def all_references() -> pd.DataFrame:
 
 def compare(results: pd.DataFrame, reference: pd.DataFrame) -> str:
     """Return in one sentence how far the claims that are in both agree."""
-    both = results.merge(reference, on="finding", suffixes=("", "_there"))
+    both = results.merge(reference, on=["finding", "claim"], suffixes=("", "_there"))
     if both.empty:
         return "The reference has none of these claims."
     differ = both.loc[both["verdict"] != both["verdict_there"], "finding"]
@@ -171,10 +200,7 @@ def unpublishable(scale: str, seeds: int, commits: set[str]) -> str:
 
 def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> Path:
     """Put figures and findings of these notebooks in the place of what the reference held of them; return its folder.
-
-    Raises:
-        FindingsError: results are missing, or `unpublishable`.
-    """
+    Raise FindingsError where results are missing, or `unpublishable`."""
     own, reference = results_folder(dataset, scale), reference_folder(dataset, scale)
     results = [read_results(own / f"{notebook}.json") for notebook in notebooks]
     results = [result for result in results if len(result["findings"])]  # the tour has none
@@ -197,18 +223,22 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> Path:
 
 def page() -> str:
     """Return figures/README.md: every published finding with what the paper reports, ours, and the verdict."""
-    reports = json.loads((ROOT / "figures" / "paper.json").read_text(encoding="utf-8"))["reports"]
-    lines = [["", "claim", "paper", "ours [95 % interval]", "seeds", "data", "verdict", "command"], ["---"] * 8]
-    for _, row in all_references().iterrows():
-        value, low, high = ("—" if pd.isna(row[n]) else f"{row[n]:.3f}" for n in ("value", "low", "high"))
+    reported, rows = {one["claim"]: one["paper"] for one in claims().values()}, all_references()
+    rows["p"] = rows["p"].where(rows["verdict"] != "not testable")
+    rows["p"] = rows.groupby(["dataset", "scale"])["p"].transform(holm)
+    head = ["", "claim", "paper", "ours [95 % interval]", "p", "detectable", "seeds", "data", "verdict", "command"]
+    lines = [head, ["---"] * len(head)]
+    for _, row in rows.iterrows():
+        value, low, high, p, detectable = ("—" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in NUMBERS)
         command = f"./run_all.sh {row['scale']} --only {row['notebook'][:2]}"
         if row["dataset"] != "scenes":
             command += f" --dataset {row['dataset']}{'' if row['dataset'] in PRESETS else '.parquet'}"
-        ours = [f"{row['statistic']}: {value} [{low}, {high}]", row["seeds"], f"{row['dataset']}, {row['scale']}"]
-        report = reports.get(row["finding"], "—")
-        lines.append([row["finding"], row["claim"], report, *ours, f"**{row['verdict']}**", f"`{command}`"])
-    rows = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return HEAD + "\n".join(rows) + "\n"
+        ours = f"{row['statistic']}: {value} [{low}, {high}]"
+        outcome = f"**{row['verdict']}**" + f": {row['reason']}" * bool(row["reason"])
+        cells = [row["finding"], row["claim"], reported.get(row["claim"]) or "—", ours, p.replace("0.000", "< 0.001")]
+        lines.append([*cells, detectable, row["seeds"], f"{row['dataset']}, {row['scale']}", outcome, f"`{command}`"])
+    cells = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return HEAD + "\n".join(cells) + "\n"
 
 
 if __name__ == "__main__":

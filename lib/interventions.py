@@ -11,55 +11,84 @@ import torch
 from open_clip.model import CLIP
 from threadpoolctl import threadpool_limits
 
+from lib import encoders, objectives, runs, stats, tables, utility
 from lib import model as models
-from lib import objectives, runs, scores, stats, utility
+from lib.data import prepare
+from lib.parallel import run_parallel
 from lib.recipes import Recipe, f_and_g
-from lib.runs import f_minus_g, measured
-from lib.scores import STRENGTHS
-from lib.utility import Labelled
+from lib.runs import cached, in_minus_out, measured
+from lib.utility import GALLERY, Labelled
 
 if TYPE_CHECKING:
     from lib.study import Study
 
-FAMILIES = ("captions", "noise after", "noise before", "augmented", "removed", "combined")
+FAMILIES = ("captions", "noise", "augmented", "epochs", "removed")
 
 
 # --- notebook 03 ---
 
 
-def at_matched_strength(study: Study, condition: str) -> pd.DataFrame:
-    """Return SSLMem of both encoders for every candidate, the image's augmentation as strong as the captions' variety.
+def swap_test(study: Study) -> pd.DataFrame:
+    """Return what of CLIPMem comes with either encoder alone, in the first condition: seed, corruption and the columns
+    of `encoders.swap_parts`."""
 
-    Strength is how far g, which saw neither, moves external inputs on average. Scores between two of `STRENGTHS` are
-    interpolated; where none moves the image encoder as far, the strongest is taken (`matched` says so).
+    def one(recipe: Recipe, report: object) -> pd.DataFrame:
+        g = f_and_g(study.base, recipe.seed)[1]
+
+        def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+            return encoders.swap_parts(model, runs.load(g), study.prepared, recipe.seed)
+
+        return cached(f"swap-{runs.run_key(g)[:8]}", recipe, measure).assign(seed=recipe.seed)
+
+    found = pd.concat(run_parallel("exchanging encoders", one, [f_and_g(study.base, seed)[0] for seed in study.seeds]))
+    return found.merge(study.prepared.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
+
+
+def by_caption(study: Study) -> pd.DataFrame:
+    """Return CLIPMem of every pool and external pair with each of the picture's own captions, where the first one was
+    trained on: seed, pair_id, subset, corruption, caption, clipmem."""
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        return encoders.by_caption(model, study.prepared, np.concatenate([study.prepared.subsets[s] for s in parts]))
+
+    parts = ("pool", "external")
+    found = in_minus_out(study, measured(study, "captions", measure, [next(iter(study.conditions))]))
+    truth = study.prepared.table[["pair_id", "subset", "corruption"]]
+    own = found["pair_id"].map(dict(zip(study.prepared.pair_ids, map(len, study.prepared.captions), strict=True)))
+    each = []
+    for caption in range(study.prepared.tokens.shape[1]):  # beyond its own ones, a picture's captions are repeated
+        clipmem = found[f"contrast_{caption}_in"] - found[f"contrast_{caption}_out"]
+        each.append(found[["seed", "pair_id"]].assign(caption=caption, clipmem=clipmem)[own > caption])
+    return pd.concat(each, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
+
+
+def at_equal_loss(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return CLIPMem of every pool pair where two conditions have reached the same training loss: the larger of their
+    final losses, for each seed.
+
+    Args:
+        curves: `tables.during_training` of both conditions, one below the other.
 
     Returns:
-        One row per (seed, pair): seed, pair_id, corruption, image, text, crop (smallest share of the area), colour,
-        matched.
+        condition, seed, pair_id, corruption, loss, clipmem; interpolated between two evaluations.
     """
-    rows = np.concatenate([study.prepared.subsets["candidate"], study.prepared.subsets["external"]])
-    both = measured(study, "strengths", lambda model, r: scores.by_strength(model, study.prepared, rows), [condition])
-    columns, count, parts = [f"image_{i}" for i in range(len(STRENGTHS))], len(study.prepared.subsets["candidate"]), []
-    for seed in study.seeds:
-        one = both[both["seed"] == seed]
-        g = one[one["role"] == "g"]
-        moved = g[columns][count:].mean().cummax().to_numpy()
-        target = float(g["text"][count:].mean())
-        fell = f_minus_g(one, {name: name for name in (*columns, "text")}, sign=-1)[:count]
-        above, share = _place(moved, target)
-        crop, colour = (1 - share) * np.array(STRENGTHS[above - 1]) + share * np.array(STRENGTHS[above])
-        image = (1 - share) * fell[columns[above - 1]] + share * fell[columns[above]]
-        matched = bool(moved[0] <= target <= moved[-1])
-        part = fell[["seed", "pair_id", "text"]].assign(image=image, crop=crop, colour=colour, matched=matched)
-        parts.append(part)
-    truth = study.prepared.table[["pair_id", "corruption"]]
+    parts = []
+    for seed, part in tables.pool(curves).groupby("seed"):
+        level = part.groupby("condition")["loss"].min().max()
+        for name, curve in part.groupby("condition", sort=False):
+            losses = curve.groupby("epoch")["loss"].first().cummin()  # falls along training
+            wide = curve.pivot(index="pair_id", columns="epoch", values="clipmem")
+            above, share = _place(-losses.to_numpy(), -level)
+            value = (1 - share) * wide.iloc[:, above - 1] + share * wide.iloc[:, above]
+            parts.append(value.rename("clipmem").reset_index().assign(condition=name, seed=seed, loss=level))
+    truth = curves[["pair_id", "corruption"]].drop_duplicates()
     return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
 
 
-def _place(moved: np.ndarray, target: float) -> tuple[int, float]:
-    """Return where a displacement lies among rising ones: the step above it, and its share of the way to that step."""
-    above = int(np.searchsorted(moved, target).clip(1, len(moved) - 1))
-    return above, float(np.clip((target - moved[above - 1]) / max(moved[above] - moved[above - 1], 1e-9), 0, 1))
+def _place(rising: np.ndarray, target: float) -> tuple[int, float]:
+    """Return where a value lies among rising ones: the step above it, and its share of the way to that step."""
+    above = int(np.searchsorted(rising, target).clip(1, len(rising) - 1))
+    return above, float(np.clip((target - rising[above - 1]) / max(rising[above] - rising[above - 1], 1e-9), 0, 1))
 
 
 def displacement(study: Study, conditions: Sequence[str]) -> pd.Series:
@@ -69,7 +98,7 @@ def displacement(study: Study, conditions: Sequence[str]) -> pd.Series:
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         return pd.DataFrame([{name: _moved(model, study.conditions[name], study) for name in conditions}])
 
-    names = "-".join(runs.run_key(study.conditions[name], study.prepared)[:6] for name in conditions)
+    names = "-".join(runs.run_key(study.conditions[name])[:6] for name in conditions)
     first = next(iter(study.conditions))
     return measured(study, f"displacement-{names}", measure, [first], roles="g")[list(conditions)].mean()
 
@@ -83,28 +112,20 @@ def _moved(model: CLIP, recipe: Recipe, study: Study) -> float:
     nothing = torch.zeros(len(rows), 0, device=where)
     pairs = objectives.Resident(images=images, rows=every, tokens=tokens, targets=nothing)
     x, partner = objectives.batch(pairs, every, recipe, torch.Generator().manual_seed(0))
-    if recipe.word_dropout or recipe.n_captions > 1:
+    if recipe.word_dropout:
         moved = models.encode_text(model, tokens[:, 0]) - models.encode_text(model, partner)
     else:
         moved = models.encode_image(model, models.normalise(images)) - models.encode_image(model, x)
     return float(moved.norm(dim=1).mean())
 
 
-def fall(plain: pd.DataFrame, changed: pd.DataFrame) -> pd.DataFrame:
-    """Return by how much CLIPMem of each pair falls from one table to another: seed, pair_id, corruption, fall."""
+def fall(pairs: pd.DataFrame, name: str, than: str = "CLIP") -> pd.DataFrame:
+    """Return by how much CLIPMem of each pool pair is lower under one condition than under another: seed, pair_id,
+    corruption, fall."""
     keys = ["seed", "pair_id"]
-    both = plain.merge(changed[[*keys, "clipmem"]], on=keys, suffixes=("", "_changed"), validate="one_to_one")
-    return both[["seed", "pair_id", "corruption"]].assign(fall=both["clipmem"] - both["clipmem_changed"])
-
-
-def fall_at(displacement: float, steps: Sequence[tuple[float, pd.DataFrame]]) -> pd.DataFrame:
-    """Return the fall of each pair at a displacement, interpolated between augmentations of rising strength
-    (displacement, fall), with (0, 0) before the first; beyond the strongest, that of the strongest."""
-    steps = sorted(steps, key=lambda step: step[0])
-    moved = np.array([0.0, *(step[0] for step in steps)])
-    falls = np.stack([np.zeros(len(steps[0][1])), *(step[1]["fall"] for step in steps)])
-    above, share = _place(moved, displacement)
-    return steps[0][1].assign(fall=(1 - share) * falls[above - 1] + share * falls[above])
+    before, after = (tables.pool(pairs[pairs["condition"] == condition]) for condition in (than, name))
+    both = before.merge(after[[*keys, "clipmem"]], on=keys, suffixes=("", "_after"), validate="one_to_one")
+    return both[[*keys, "corruption"]].assign(fall=both["clipmem"] - both["clipmem_after"])
 
 
 def gap(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
@@ -121,76 +142,74 @@ def family(name: str) -> str:
     return next((word for word in FAMILIES if word in name), "CLIP")
 
 
-def encoder_scores(study: Study) -> pd.DataFrame:
-    """Return SSLMem of both encoders for every candidate: condition, seed, pair_id, sslmem_image, sslmem_text."""
-    rows = study.prepared.subsets["candidate"]
-    both = measured(study, "encoders", lambda model, recipe: scores.by_encoder(model, study.prepared, rows))
-    return f_minus_g(both, {"image": "sslmem_image", "text": "sslmem_text"}, sign=-1)
-
-
-def without_removed(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a table (condition, seed, pair_id) whose pairs the condition really trains on."""
-    keep = np.full(len(table), True)
-    for name, base in study.conditions.items():
-        for seed in study.seeds if base.remove else ():
-            removed = runs.left_out(f_and_g(base, seed)[0], study.prepared)
-            here = (table["condition"] == name) & (table["seed"] == seed)
-            keep &= ~(here & table["pair_id"].isin(study.prepared.pair_ids[removed])).to_numpy()
-    return table[keep].reset_index(drop=True)
-
-
 def utilities(study: Study, labelled: list[Labelled]) -> pd.DataFrame:
-    """Return the utility of every f: condition, seed, the columns of `utility.utilities`, and tested, the number of
-    images of the smallest test."""
+    """Return the utility of every f, on every test item: condition, seed, pair_id (the item's number), and the columns
+    of `utility.utilities`."""
     name = "-".join(["utility", *(f"{one.name}.{one.fingerprint[:8]}" for one in labelled)])
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return pd.DataFrame([utility.utilities(model, study.prepared, labelled)])
+        return utility.utilities(model, prepare(recipe.data), labelled)
 
-    tested = min([len(study.prepared.subsets["test"]), *(len(one.test_classes) for one in labelled)])
     with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
-        return measured(study, name, measure, roles="f").drop(columns="role").assign(tested=tested)
-
-
-def summary(table: pd.DataFrame, useful: pd.DataFrame, measure: str, score: str = "clipmem") -> pd.DataFrame:
-    """Return one row per condition: name, family, m (mean of `score`) and u (mean of `measure`), each with its limits
-    over seeds."""
-    rows = []
-    for name in dict.fromkeys(table["condition"]):
-        part = table[table["condition"] == name]
-        m = stats.over_seeds(part.groupby("seed")[score].mean(), part["pair_id"].nunique())
-        u = stats.over_seeds(useful.loc[useful["condition"] == name, measure], int(useful["tested"].min()))
-        limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
-        rows.append({"name": name, "family": family(name), **limits})
-    return pd.DataFrame(rows)
-
-
-def less_memorized(table: pd.DataFrame, name: str) -> stats.Estimate:
-    """Return CLIPMem of the same candidates without the mitigation minus with it, paired by seed and pair.
-
-    Not for removal, where every seed trains on other candidates: `stats.mean` raises a ValueError then.
-    """
-    plain, changed = (table[table["condition"] == condition] for condition in ("CLIP", name))
-    return stats.mean(fall(plain, changed), "fall")
+        found = measured(study, name, measure, roles="f").drop(columns="role")
+    return found.rename(columns={"item": "pair_id"})
 
 
 def more_useful(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP") -> stats.Estimate:
-    """Return `measure` under one condition minus that under another, paired by seed; test images are taken as given."""
-    wide = useful.pivot(index="seed", columns="condition", values=measure)
-    return stats.over_seeds((wide[name] - wide[than]).to_numpy(), int(useful["tested"].min()))
+    """Return `measure` under one condition minus that under another, item by item and paired by seed."""
+    first, second = (useful.loc[useful["condition"] == c, ["seed", "pair_id", measure]] for c in (name, than))
+    return gap(first.dropna(), second.dropna(), measure)
 
 
-def relative_falls(table: pd.DataFrame) -> pd.DataFrame:
-    """Return by which share of plain CLIP's mean CLIPMem falls, raw and range-normalised: index (condition, seed)."""
-    means = table.groupby(["condition", "seed"], sort=False)[["clipmem", "clipmem_normalised"]].mean()
-    return 1 - means / means.loc["CLIP"]
+def summary(pairs: pd.DataFrame, useful: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return one row per condition of `pairs`: name, family, m (mean CLIPMem of the pool) and u (mean of `measure`),
+    each with its limits."""
+    rows = []
+    for name, part in tables.pool(pairs).groupby("condition", sort=False):
+        m = stats.mean(part)
+        u = stats.mean(useful.loc[useful["condition"] == name, ["seed", "pair_id", measure]].dropna(), measure)
+        limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
+        rows.append({"name": name, "family": family(str(name)), **limits})
+    return pd.DataFrame(rows)
 
 
-def range_effect(table: pd.DataFrame, name: str) -> stats.Estimate:
-    """Return the relative fall of range-normalised CLIPMem minus that of the raw score, by seed.
+def early_stopping(study: Study) -> pd.DataFrame:
+    """Return mean CLIPMem of the pool and retrieval of f along the training with one caption: seed, epoch, clipmem,
+    bits. Retrieval is among the test pairs of an evaluation, which are the first gallery of `utility.utilities`."""
+    along = tables.pool(tables.during_training(study)).groupby(["seed", "epoch"], as_index=False)["clipmem"].mean()
+    parts = [runs.history(f_and_g(study.base, seed)[0]).assign(seed=seed) for seed in study.seeds]
+    return along.merge(pd.concat(parts)[["seed", "epoch", "bits"]].dropna(), on=["seed", "epoch"])
 
-    Above 0, dividing by the range lets a mitigation look better than it is.
-    """
-    falls = relative_falls(table).loc[name]
-    count = table.loc[table["condition"] == name, "pair_id"].nunique()
-    return stats.over_seeds((falls["clipmem_normalised"] - falls["clipmem"]).to_numpy(), count)
+
+def against_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:
+    """Return the bits of retrieval of a condition minus those of plain training, stopped where it has memorized as
+    much: by seed, on the first gallery."""
+    curves, gains = early_stopping(study), []
+    start = {"clipmem": 0.0, "bits": 1 / np.log(2)}  # before training: nothing memorized, a random order
+    for seed, curve in curves.groupby("seed"):
+        curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")
+        here = tables.pool(pairs[(pairs["condition"] == name) & (pairs["seed"] == seed)])["clipmem"].mean()
+        first = useful[(useful["condition"] == name) & (useful["seed"] == seed) & (useful["pair_id"] < GALLERY)]
+        gains.append(first["bits"].mean() - np.interp(here, curve["clipmem"], curve["bits"]))
+    return stats.over_seeds(gains, GALLERY)
+
+
+def range_effect(pairs: pd.DataFrame, names: Sequence[str]) -> stats.Estimate:
+    """Return the relative fall of mean CLIPMem when it is divided by its range, minus that of the raw score: the mean
+    of several conditions, by seed. Above 0, dividing by the range lets a mitigation look better than it is."""
+    means = tables.pool(pairs).groupby(["condition", "seed"])[["clipmem", "clipmem_normalised"]].mean()
+    falls = pd.concat([1 - means.loc[name] / means.loc["CLIP"] for name in names])
+    by_seed = (falls["clipmem_normalised"] - falls["clipmem"]).groupby("seed").mean()
+    return stats.over_seeds(by_seed.to_numpy(), tables.pool(pairs)["pair_id"].nunique())
+
+
+def removed(study: Study) -> pd.DataFrame:
+    """Return what each rule of the removal study takes out: condition, seed, wrong (share of swapped captions among the
+    removed pairs)."""
+    rows = []
+    for name, base in study.conditions.items():
+        for seed in study.seeds if base.remove else ():
+            out = runs.left_out(f_and_g(base, seed)[0])
+            corruption = prepare(base.data).table.loc[out, "corruption"]
+            rows.append((name, seed, float((corruption == "swapped").mean())))
+    return pd.DataFrame(rows, columns=["condition", "seed", "wrong"])

@@ -1,6 +1,6 @@
 """Run the notebooks in order: check everything first, say what it will cost, and at the end what was found.
 
-python -m lib.run [smoke|laptop|gpu|paper] [options]      ./run_all.sh --help describes them
+python -m lib.run [smoke|laptop|deep|gpu|paper] [options]      ./run_all.sh --help describes them
 
 At the top stand only the standard library and lib.recipes, which needs nothing else: run_all.sh has its options checked
 before anything is installed.
@@ -20,8 +20,8 @@ from pathlib import Path
 from lib.recipes import SCALES, did_you_mean, slug
 
 ROOT = Path(__file__).resolve().parent.parent
-# Options with a value: seeds as in the notebooks; jobs 0 stands for what is right for this machine
-DEFAULTS = {"dataset": "scenes", "captions": "", "image": "", "only": "", "from": "", "seeds": 3, "jobs": 0}
+# Options with a value: seeds as in the notebooks; jobs 0 and precision "" stand for what is right for this machine
+DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="") | {"from": ""}
 FLAGS = ("force", "keep-going", "publish", "list", "lab")
 
 
@@ -43,6 +43,7 @@ def parse(words: list[str]) -> Namespace:
         parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
     wrong = {
         "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
+        "--precision: expected fp32 or bf16": options.precision not in ("", "fp32", "bf16"),
         "--only and --from: use one of them": options.only and options.start,
         "--dataset: expected a name or a path, got an empty text": not options.dataset.strip(),
     }
@@ -58,7 +59,7 @@ def command(options: Namespace, notebook: str) -> str:
     """Return the command line that continues at a notebook, given by its stem."""
     words = [os.environ.get("CLIPMEM_COMMAND", "./run_all.sh"), options.scale]
     words += ["--only", options.only] if options.only else ["--from", notebook.split("_")[0]]
-    for name in ("dataset", "captions", "image", "seeds", "jobs"):
+    for name in ("dataset", "captions", "image", "seeds", "jobs", "precision"):
         if getattr(options, name) != DEFAULTS[name]:
             words += [f"--{name}", str(getattr(options, name))]
     words += ["--keep-going"] * options.keep_going + ["--publish"] * options.publish
@@ -161,8 +162,8 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
     print("\nFindings: verdict, value [95 % interval], claim")
     for row in rows.itertuples():
         value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
-        interval = f"{value} [{low}, {high}]"
-        print(f"{row.verdict:<{rows['verdict'].str.len().max()}}  {interval:<24}  {row.finding} {row.claim}")
+        verdict, interval = f"{row.verdict:<{rows['verdict'].str.len().max()}}", f"{value} [{low}, {high}]"
+        print(f"{verdict}  {interval:<24}  {row.finding} {row.claim}{f' ({row.reason})' * bool(row.reason)}")
     reference = findings.reference_folder(options.dataset, options.scale)
     if reference.is_dir():
         try:
@@ -230,8 +231,7 @@ def main(words: list[str], project: Path = ROOT) -> int:
     """Do what run_all.sh was asked, and return its exit status."""
     options = parse(words)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
-    if options.jobs:
-        os.environ["CLIPMEM_JOBS"] = str(options.jobs)
+    os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
     if options.force:
         os.environ["CLIPMEM_BEGUN"] = str(time.time())  # what is finished after it stays
     for name in (signal.SIGTERM, signal.SIGHUP):

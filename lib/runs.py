@@ -77,6 +77,11 @@ def unplanted(recipe: Recipe) -> np.ndarray:
     return rows[~prepared.inverted[rows]]
 
 
+def history(recipe: Recipe) -> pd.DataFrame:
+    """Return what a run recorded of each epoch: epoch, loss, lr, logit_scale; where evaluated, utility and UnitMem."""
+    return pd.read_parquet(run(recipe) / "history.parquet")
+
+
 def evaluations(recipe: Recipe) -> pd.DataFrame:
     """Return the scores of pairs that a run recorded along training: pair_id, epoch and the columns of its scores."""
     return pd.read_parquet(run(recipe) / "evaluations.parquet")

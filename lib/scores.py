@@ -171,14 +171,6 @@ def _probability(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) 
     return (chances * torch.from_numpy(prepared.targets[rows] > 0)).sum(dim=1)
 
 
-def range_normalised(raw: pd.Series, candidate: pd.Series) -> pd.Series:
-    """Return raw scores `[N]` divided by their range (max - min) over the candidates (bool `[N]`), as in the paper.
-
-    Two extreme pairs set this scale, so it stands beside the raw score and never replaces it.
-    """
-    return raw / (raw[candidate].max() - raw[candidate].min())
-
-
 # --- SSLMem ---
 
 
@@ -193,18 +185,6 @@ def image_distance(
 ) -> Tensor:
     """Return L `[R]` of the image encoder, by default under the augmentation of the self-supervised model."""
     return distance(embed_images(model, prepared.images, rows, views, change))
-
-
-def text_distance(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
-    """Return L `[R]` of the text encoder, for which the captions of one image play the part of the augmentations."""
-    tokens = prepared.tokens[rows]
-    return distance(torch.stack([embed_texts(model, tokens[:, c]) for c in range(tokens.shape[1])]))
-
-
-def by_encoder(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
-    """Return L of both encoders of one model: columns pair_id, `image`, `text`."""
-    found = {"image": image_distance(model, prepared, rows), "text": text_distance(model, prepared, rows)}
-    return as_table(prepared, rows, found)
 
 
 # --- units and layers ---

@@ -1,13 +1,15 @@
-"""Estimates with intervals, the range of the noise floor, and verdicts, from tables with one row per seed and pair.
+"""Estimates with intervals, and verdicts, from tables with one row per seed and pair (or test item).
 
-How an interval is made. Two things are random: which pairs were drawn, and the training seed. Every seed scores the
-same pairs; a statistic is computed for each seed, then averaged.
+How an interval is made. Two things are random: which pairs were drawn, and the training seed, which also draws the
+halves of the pool. Every seed scores the same pairs, a statistic is computed for each seed, then averaged. Its variance
+has three components: pairs, seeds, and their interaction (what is peculiar to a pair in one training).
 
-- Pairs: bootstrap, percentile limits. A resample of pairs serves all seeds and keeps the size of every group.
-- Seeds: t-interval, S - 1 degrees of freedom. A bootstrap of three seeds is too narrow: it has 10 distinct resamples.
-- Both: the distances from the value to either limit add in squares (Zou & Donner 2008, Statistics in Medicine 27:1693,
-  "MOVER"). What varies with seed and pair together counts twice, as in any crossed bootstrap (Owen 2007, Annals of
-  Applied Statistics 1:386), so the interval is rather too wide; a test measures its coverage.
+- A bootstrap over pairs, in which a resample serves all seeds and keeps the size of every group, gives pairs +
+  interaction / S. The same for each seed alone gives pairs + interaction, and so tells the two apart.
+- The spread of the seeds, divided by S, holds seeds / S + interaction / S; the latter is subtracted, as it is in the
+  first part already, and what is left, at least 0, is added.
+- The interval is a t-interval with Satterthwaite's degrees of freedom. A test measures its coverage, and compares it
+  with the multibootstrap (Sellam et al. 2022, arXiv 2106.16163), which resamples seeds and pairs together.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
-VERDICTS = ("reproduced", "direction only", "not reproduced", "not testable at this scale")
+VERDICTS = ("reproduced", "contradicted", "inconclusive", "not testable")
 MIN_SEEDS = 2  # the interval of one seed is over pairs only and says nothing about another training run
-MIN_PAIRS = 20  # the percentile interval of a mean is a tenth too narrow with 20 pairs, and a fifth with 10
-LEVEL = 0.95  # of every interval; the claims of the notebooks name it
+MIN_PAIRS = 20  # an interval of a mean is a tenth too narrow with 20 pairs, and a fifth with 10
+LEVEL, POWER = 0.95, 0.8  # of every interval; and the chance with which `Estimate.detectable` would be found
 N_BOOT = 1000  # resamples: another choice of them would move a limit by about 2 % of the interval's width
 BLOCK = 250  # resamples held in memory at once: 20 MB for 10,000 pairs, whatever n_boot is
 
@@ -30,13 +30,27 @@ BLOCK = 250  # resamples held in memory at once: 20 MB for 10,000 pairs, whateve
 @dataclass(frozen=True)
 class Estimate:
     """A value, its interval, the number of training seeds, and `n`: the number of pairs (where groups are compared, in
-    the smallest), each counted once however many seeds scored it. From `over_seeds`: what its caller counted."""
+    the smallest), each counted once however many seeds scored it. `p`: two-sided, of 0; `detectable`: the true value
+    that would be told from 0 with a chance of POWER."""
 
     value: float
     low: float
     high: float
     seeds: int
     n: int
+    p: float
+    detectable: float
+
+
+def estimate(value: float, variance: float, df: float, seeds: int, n: int) -> Estimate:
+    """Return the Estimate of a value with a variance that is known with `df` degrees of freedom."""
+    if not (df > 0 and np.isfinite(variance)):  # one seed has no spread
+        return Estimate(value, -np.inf, np.inf, seeds, n, 1.0, np.inf)
+    error, t = max(variance, 1e-300) ** 0.5, stats.t(df)
+    reach = t.ppf((1 + LEVEL) / 2) * error
+    detectable = reach + t.ppf(POWER) * error
+    p = float(2 * t.sf(abs(value) / error))
+    return Estimate(value, float(value - reach), float(value + reach), seeds, n, p, float(detectable))
 
 
 @dataclass(frozen=True)
@@ -82,25 +96,35 @@ def interval(
     statistic: Statistic, table: pd.DataFrame, columns: Sequence[str], grouped: bool = False, n_boot: int = N_BOOT
 ) -> Estimate:
     """Return the mean of `statistic` over the seeds with its interval over seeds and pairs (see the module's head)."""
-    seeds, tail = panels(table, columns, grouped), (1 - LEVEL) / 2
-    groups = seeds[0].group
+    seeds = panels(table, columns, grouped)
+    groups, count = seeds[0].group, len(seeds)
     per_seed = np.array([statistic(one, np.ones((1, len(groups))))[0] for one in seeds])
-    value = float(per_seed.mean())
-    boot = np.concatenate([np.mean([statistic(one, w) for one in seeds], axis=0) for w in resamples(groups, n_boot)])
-    low, high = np.quantile(boot, [tail, 1 - tail])
-    t = stats.t.ppf(1 - tail, len(seeds) - 1)
-    by_seed = t * per_seed.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
-    below, above = np.hypot(by_seed, max(value - low, 0.0)), np.hypot(by_seed, max(high - value, 0.0))
+    blocks = [[statistic(one, weights) for one in seeds] for weights in resamples(groups, n_boot)]
+    boot = np.concatenate([np.stack(block) for block in blocks], axis=1)  # [S, B]
     n = int(pd.Series(groups).value_counts().min())
-    return Estimate(value, float(value - below), float(value + above), len(seeds), n)
+    pairs, within = boot.mean(axis=0).var(), boot.var(axis=1).mean()
+    if count < 2:
+        return estimate(float(per_seed.mean()), pairs, n - 1, count, n)
+    spread, interaction = per_seed.var(ddof=1) / count, max(0.0, (within - pairs) / (count - 1))
+    seed = max(0.0, spread - interaction)
+    uncertain = pairs**2 / max(1, n - 1) + (spread**2 / (count - 1) if seed else 0.0)
+    return estimate(float(per_seed.mean()), pairs + seed, (pairs + seed) ** 2 / max(uncertain, 1e-300), count, n)
 
 
 def over_seeds(values: Sequence[float] | np.ndarray, n: int) -> Estimate:
-    """Return the mean of one value per seed with its t-interval, infinite for one seed; `n`: see `Estimate`."""
+    """Return the mean of one value per seed with its t-interval, infinite for one seed; `n`: what its caller counted,
+    such as the units or images behind each value."""
     per_seed = np.asarray(values, float)
-    reach = np.inf if len(per_seed) < 2 else stats.sem(per_seed) * stats.t.ppf((1 + LEVEL) / 2, len(per_seed) - 1)
-    value = float(per_seed.mean())
-    return Estimate(value, float(value - reach), float(value + reach), len(per_seed), n)
+    count = len(per_seed)
+    variance = per_seed.var(ddof=1) / count if count > 1 else np.inf
+    return estimate(float(per_seed.mean()), variance, count - 1, count, n)
+
+
+def smaller(first: Estimate, second: Estimate) -> Estimate:
+    """Return the estimate of the smaller of two values: above 0 only where both are (intersection-union test)."""
+    low, high = min(first.low, second.low), min(first.high, second.high)
+    chosen = min(first, second, key=lambda one: one.low)
+    return replace(chosen, value=min(first.value, second.value), low=low, high=high, p=max(first.p, second.p))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -113,8 +137,8 @@ def mean(table: pd.DataFrame, score: str = "clipmem", n_boot: int = N_BOOT) -> E
 
 
 def means(table: pd.DataFrame, by: str, score: str = "clipmem", n_boot: int = N_BOOT) -> pd.DataFrame:
-    """Return the mean score for each value of column `by`: `by`, value, low, high, seeds, n."""
-    return pd.DataFrame({by: name, **vars(mean(part, score, n_boot))} for name, part in table.groupby(by))
+    """Return the mean score for each value of column `by`: `by` and the fields of Estimate."""
+    return pd.DataFrame({by: name, **vars(mean(part, score, n_boot))} for name, part in table.groupby(by, sort=False))
 
 
 def _only(table: pd.DataFrame, *names: str) -> pd.DataFrame:
@@ -152,13 +176,24 @@ def roc_auc(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np
     return (rank_sum - hits * (hits + 1) / 2) / (hits * misses)
 
 
-def _finds_swapped(score: str, sign: int) -> Statistic:
-    return lambda one, weights: roc_auc(sign * one.columns[score], one.group == "swapped", weights)
+def hits_at(rate: float, values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the share of the positives `[B]` that lie above all but a share `rate` of the negatives; as `roc_auc`."""
+    order = np.argsort(-values, kind="stable")
+    found, alarms = (np.cumsum(weights[:, order] * mask[order], axis=1) for mask in (positive, ~positive))
+    return (found * (alarms <= rate * alarms[:, -1:])).max(axis=1) / found[:, -1]
 
 
-def detect(table: pd.DataFrame, score: str = "clipmem", sign: int = 1, n_boot: int = N_BOOT) -> Estimate:
-    """Estimate how well `sign * score` finds swapped pairs among clean ones: ROC AUC, .5 by chance."""
-    found = interval(_finds_swapped(score, sign), _only(table, "swapped", "clean"), [score], True, n_boot)
+def detect(
+    table: pd.DataFrame, score: str = "clipmem", sign: int = 1, kind: str = "swapped", rate: float = 0, n_boot=N_BOOT
+) -> Estimate:
+    """Estimate how well `sign * score` finds pairs of a kind among clean ones: ROC AUC, .5 by chance; or, with a
+    `rate` of false positives, the share of them that is found at this rate."""
+
+    def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
+        measure = (lambda *rest: hits_at(rate, *rest)) if rate else roc_auc
+        return measure(sign * one.columns[score], one.group == kind, weights)
+
+    found = interval(statistic, _only(table, kind, "clean"), [score], True, n_boot)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
@@ -166,13 +201,16 @@ def gain(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) ->
     """Return the best of the scores after the first, and by how much the ROC AUC of the first exceeds its own.
 
     Both use the same seeds and resamples. The best is chosen on this same data, which is in its favour. `signs`: +1
-    where a high score is suspicious, -1 where a low one is, decided before looking: {"clipmem": 1, "similarity_g": -1}.
+    where a high score is suspicious, -1 where a low one is, decided before looking: {"clipmem": 1, "loss_in": 1}.
     """
     first, *others = signs
-    best = max(others, key=lambda score: detect(table, score, sign=signs[score], n_boot=1).value)
-    ours, theirs = (_finds_swapped(score, signs[score]) for score in (first, best))
-    chosen = _only(table, "swapped", "clean")
-    return best, interval(lambda one, w: ours(one, w) - theirs(one, w), chosen, [first, best], True, n_boot)
+    best = max(others, key=lambda score: detect(table, score, sign=signs[score], n_boot=2).value)
+
+    def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
+        ours, theirs = (roc_auc(signs[s] * one.columns[s], one.group == "swapped", weights) for s in (first, best))
+        return ours - theirs
+
+    return best, interval(statistic, _only(table, "swapped", "clean"), [first, best], True, n_boot)
 
 
 def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "share_swapped", n_boot: int = N_BOOT) -> Estimate:
@@ -188,54 +226,31 @@ def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "share_swapped",
     return interval(statistic, table, [score, x], n_boot=n_boot)
 
 
-def noise_range(table: pd.DataFrame) -> tuple[float, float]:
-    """Return the limits of the middle 95 % of the noise floor: scores of two models with the same training data."""
-    low, high = table["noise_floor"].dropna().quantile([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def verdict(found: Estimate, side: str = "above") -> tuple[str, str]:
+    """Judge "the statistic lies above (or below) 0", by rules fixed before looking; return the verdict and a reason.
 
-
-def verdict(estimate: Estimate, claim: str = "above") -> str:
-    """Judge "the statistic lies above (or below) 0", by rules fixed before looking.
-
-    - 'not testable at this scale': a limit is not finite, seeds < MIN_SEEDS, or n < MIN_PAIRS (`Estimate` defines n);
+    - 'not testable': a limit is not finite, seeds < MIN_SEEDS, or n < MIN_PAIRS, as the reason says;
     - 'reproduced': the whole interval lies on the claimed side of 0;
-    - 'direction only': the value does, the interval does not;
-    - 'not reproduced': the value does not.
+    - 'contradicted': the whole interval lies on the other side;
+    - 'inconclusive': it contains 0.
     """
-    if claim not in ("above", "below"):
-        raise ValueError(f"claim is {claim!r}; it must be 'above' or 'below'")
-    sign = 1 if claim == "above" else -1
-    value, limit = sign * estimate.value, sign * (estimate.low if claim == "above" else estimate.high)
-    if estimate.seeds < MIN_SEEDS or estimate.n < MIN_PAIRS or not np.isfinite([limit, value]).all():
-        return "not testable at this scale"
-    if limit > 0:
-        return "reproduced"
-    return "direction only" if value > 0 else "not reproduced"
+    if side not in ("above", "below"):
+        raise ValueError(f"side is {side!r}; it must be 'above' or 'below'")
+    if found.seeds < MIN_SEEDS:
+        return "not testable", f"{found.seeds} seed is too few: use at least {MIN_SEEDS}"
+    if found.n < MIN_PAIRS:
+        return "not testable", f"{found.n} pairs are too few: it takes at least {MIN_PAIRS}"
+    if not np.isfinite([found.low, found.value, found.high]).all():
+        return "not testable", "the interval is not finite"
+    if found.low <= 0 <= found.high:
+        return "inconclusive", ""
+    return ("reproduced" if (found.low > 0) == (side == "above") else "contradicted"), ""
 
 
-# --- for linear probes ---
-
-
-def logistic(train: np.ndarray, y: np.ndarray, strength: float, test: np.ndarray) -> np.ndarray:
-    """Return the classes `[M]` that scikit-learn's LogisticRegression(C=1/strength) predicts, in a tenth of its time.
-
-    Embeddings lie in a narrow cone, where L-BFGS takes hundreds of steps; in coordinates in which the curvature is near
-    1 in every direction it takes 20. The penalty is stretched along, so the minimum is the same.
-    """
-    classes, y = np.unique(y, return_inverse=True)
-    values, vectors = np.linalg.eigh(train.T @ train)
-    stretch = np.sqrt(np.maximum(values, 0) / len(classes) + strength)
-    x = np.hstack([train @ (vectors / stretch), np.full((len(train), 1), np.sqrt(len(classes) / len(train)))])
-    penalty = np.append(strength / stretch**2, 0)[:, None]  # none on the intercept
-    truth = np.eye(len(classes))[y]
-
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = flat.reshape(-1, len(classes))
-        log_p = log_softmax(x @ weights, axis=1)
-        value = 0.5 * (penalty * weights**2).sum() - (truth * log_p).sum()
-        return float(value), (x.T @ (np.exp(log_p) - truth) + penalty * weights).ravel()
-
-    # a gradient of .01 is that of a hundredth of an image: further steps move few predictions, in either direction
-    found = minimize(loss, np.zeros(x.shape[1] * len(classes)), jac=True, method="L-BFGS-B", options={"gtol": 1e-2})
-    weights = found.x.reshape(-1, len(classes))
-    return classes[(test @ (vectors / stretch) @ weights[:-1] + weights[-1] * x[0, -1]).argmax(axis=1)]
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Return p-values adjusted for all the claims that were tested together (Holm 1979); NaN stays NaN."""
+    values, adjusted = np.asarray(p, float), np.full(len(p), np.nan)
+    order = [i for i in np.argsort(values) if np.isfinite(values[i])]
+    steps = [(len(order) - k) * values[i] for k, i in enumerate(order)]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
+    return adjusted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import time
@@ -20,7 +21,8 @@ from lib import figures, findings, runs, store, train
 from lib import model as models
 from lib.captions import DataError
 from lib.data import Prepared, prepare
-from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, noise_floor_model, published_name, slug
+from lib.parallel import run_parallel, side_by_side
+from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, published_name, slug
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
 # What comes on top of the timed steps: evaluations and scores, as a factor, and start and figures of a notebook, in
@@ -30,8 +32,8 @@ OVERHEAD, START = 1.4, 20.0
 
 @dataclass(frozen=True)
 class Study:
-    """The experiment of one notebook. `base` is f with seed 0, `conditions` what is compared (name -> f with seed 0),
-    `models` every model that is needed, `noise_floor` the f that f is compared with where nothing is to be found."""
+    """The experiment of one notebook. `base` is f with seed 0, `prepared` its data, `conditions` what is compared
+    (name -> f with seed 0; some have other data), `models` every model that is needed."""
 
     notebook: str
     dataset: str
@@ -42,7 +44,6 @@ class Study:
     augmentations: int
     conditions: dict[str, Recipe]
     models: tuple[Recipe, ...]
-    noise_floor: Recipe
     about: dict[str, Any]  # what stands behind its figures
     saved: list[str] = field(default_factory=list)  # names of the figures among its results
 
@@ -67,7 +68,7 @@ class Study:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
         findings.record(self.notebook, found, self.saved, self.about)
         plt.close("all")
-        columns = ["claim", "statistic", "value", "low", "high", "verdict"]
+        columns = ["claim", "statistic", "value", "low", "high", "p", "detectable", "verdict", "reason"]
         return pd.DataFrame(map(vars, found), columns=columns, index=[one.finding for one in found])
 
 
@@ -86,6 +87,7 @@ def begin(
     if type(force) is not bool:
         raise ValueError(f"force: expected True or False, got {force!r}")
     figures.theme()
+    prepare.cache_clear()  # so that a file that was changed since is read again
     store.rebuild(float(os.environ.get("CLIPMEM_BEGUN", time.time())) if force else 0)
     prepared, conditions = plan(notebook, scale, dataset, captions, image)
     base, needed = next(iter(conditions.values())), all_models(conditions, range(seeds))
@@ -99,35 +101,37 @@ def begin(
         augmentations=SCALES[scale].augmentations,
         conditions=conditions,
         models=tuple(needed),
-        noise_floor=noise_floor_model(base, range(seeds)),
         about=_provenance(notebook, scale, prepared, needed, seeds),
     )
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
-    sizes = f"{prepared.data.shared:,} shared + {prepared.data.candidate:,} candidate or independent pairs per model"
+    pool = prepared.data.pool
+    sizes = f"{prepared.data.shared:,} shared + {pool // 2:,} of {pool:,} pool pairs per model"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else models.device().type
     versions = f"{device}, {models.precision()}, torch {torch.__version__}, commit {study.about['commit']}"
     print(f"{study.about['name']}, scale {scale}: {sizes}, {seeds} seed{'s' * (seeds > 1)} · {versions}")
-    absent = runs.missing(needed, prepared)
-    minutes = estimate_seconds(absent, prepared) / 60
+    absent = runs.missing(needed)
+    minutes = estimate_seconds(absent) / 60
     left = f"training the others takes about {minutes:.0f} minutes here" if absent else "nothing to train"
     print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store; {left}")
     return study
 
 
 def plan(notebook: str, scale: str, dataset: str, captions: str, image: str) -> tuple[Prepared, dict[str, Recipe]]:
-    """Return the prepared data and the possible conditions of a notebook, the base recipe first. Raise as `begin`."""
+    """Return the prepared data of the base recipe and the possible conditions of a notebook, that recipe first, with
+    the sizes that the data set allows. The data of every condition are then in memory. Raise as `begin`."""
     base = at_scale(scale, dataset)
     columns = tuple(name.strip() for name in captions.split(",") if name.strip())
-    prepared = prepare(replace(base.data, caption_columns=columns, image_column=image))
-    conditions = CONDITIONS[notebook](replace(base, data=prepared.data))
+    asked = replace(base.data, caption_columns=columns, image_column=image)
+    base = replace(base, data=prepare(asked).data)
+    prepared, conditions = prepare(base.data), CONDITIONS[notebook](base)
     if not prepared.class_names and any(recipe.objective == "label" for recipe in conditions.values()):
         raise DataError(
             f"{dataset}: notebook {notebook[:2]} trains on class labels and found none. The data set needs a column "
             f"'label' (one class per image) or 'labels' (lists of classes) with at least 2 classes."
         )
-    width = prepared.tokens.shape[1]
-    return prepared, {name: recipe for name, recipe in conditions.items() if recipe.n_captions <= width}
+    possible = {name: one for name, one in conditions.items() if one.n_captions <= prepared.tokens.shape[1]}
+    return prepared, {name: replace(one, data=prepare(one.data).data) for name, one in possible.items()}
 
 
 def _provenance(notebook: str, scale: str, prepared: Prepared, needed: Sequence[Recipe], seeds: int) -> dict[str, Any]:
@@ -139,8 +143,9 @@ def _provenance(notebook: str, scale: str, prepared: Prepared, needed: Sequence[
         "data": prepared.fingerprint,
         "scale": scale,
         "seeds": seeds,
-        "run_keys": sorted(runs.run_key(recipe, prepared) for recipe in needed),
+        "runs": hashlib.sha256(" ".join(sorted(map(runs.run_key, needed))).encode()).hexdigest()[:16],
         "commit": commit(),
+        "claims_commit": _git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/claims.json") or "unknown",
         "device": models.device().type,
         "precision": models.precision(),
         "versions": {name: version(name) for name in VERSIONS},
@@ -149,13 +154,17 @@ def _provenance(notebook: str, scale: str, prepared: Prepared, needed: Sequence[
 
 def commit() -> str:
     """Return the project's commit, 10 hex digits, with '+' where lib or notebooks differ; 'unknown' without git."""
-    git = ["git", "-C", str(store.ROOT)]
+    head = _git("rev-parse", "--short=10", "HEAD")
+    return head + "+" if head and _git("status", "--porcelain", "--", "lib", "notebooks") else head or "unknown"
+
+
+def _git(*words: str) -> str:
+    """Return what git says about the project, "" where it says nothing or is not there."""
     try:
-        head = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True, stderr=subprocess.DEVNULL)
-        changed = subprocess.check_output([*git, "status", "--porcelain", "--", "lib", "notebooks"])
+        command = ["git", "-C", str(store.ROOT), *words]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + "+" * bool(changed)
+        return ""
 
 
 def cost(
@@ -168,33 +177,39 @@ def cost(
     for notebook in notebooks:
         count, absent, seconds = 0, [], 0.0
         if notebook in CONDITIONS:
-            prepared, conditions = plan(notebook, scale, dataset, captions, image)
+            conditions = plan(notebook, scale, dataset, captions, image)[1]
             needed = [recipe for recipe in all_models(conditions, range(seeds)) if recipe not in known]
-            count, absent = len(needed), runs.missing(needed, prepared)
-            seconds = estimate_seconds(absent, prepared)
+            count, absent = len(needed), runs.missing(needed)
+            seconds = estimate_seconds(absent)
             known |= set(needed)
         found.append((notebook, count, len(absent), START + seconds))
     return found
 
 
-def estimate_seconds(recipes: Sequence[Recipe], prepared: Prepared) -> float:
+def estimate_seconds(recipes: Sequence[Recipe]) -> float:
     """Return about how long the given trainings and their scores will take here, from a few timed steps."""
-    jobs, total = runs.side_by_side(), 0.0
+    jobs, total = side_by_side(), 0.0
     for objective in dict.fromkeys(recipe.objective for recipe in recipes):
         same = [recipe for recipe in recipes if recipe.objective == objective]
         copies = [replace(same[0], seed=-1 - copy) for copy in range(jobs)]
-        step = np.mean(runs.run_parallel("estimating the time", lambda r, report: _step_seconds(r, prepared), copies))
-        total += step * sum(r.epochs * max(1, len(train.training_rows(r, prepared)) // r.batch) for r in same)
+        step = np.mean(run_parallel("estimating the time", lambda recipe, report: _step_seconds(recipe), copies))
+        total += step * sum(map(_steps, same))
     return total * OVERHEAD / jobs
 
 
-def _step_seconds(recipe: Recipe, prepared: Prepared) -> float:
+def _steps(recipe: Recipe) -> int:
+    """Return the number of optimiser steps of a training."""
+    rows = len(train.training_rows(recipe, prepare(recipe.data)))
+    return recipe.epochs * max(1, round(rows * (1 - recipe.remove)) // recipe.batch)
+
+
+def _step_seconds(recipe: Recipe) -> float:
     """Return the seconds of a training step, the mean of three after a first one; nothing is kept."""
-    recipe = replace(recipe, seed=0)
+    recipe, prepared = replace(recipe, seed=0), prepare(recipe.data)
     model = train.fresh(recipe, prepared)
     optimiser = train.make_optimiser(model, recipe)
     for count in (1, 3):
-        rows = np.resize(prepared.subsets["shared"], count * recipe.batch)
+        rows = np.resize(train.training_rows(recipe, prepared), count * recipe.batch)
         pairs, started = train.resident(prepared, rows, models.device()), time.monotonic()
         train.run_epoch(recipe, 0, pairs, model, optimiser)
     return (time.monotonic() - started) / 3

@@ -6,82 +6,102 @@ Every function takes the `study` of a notebook first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from open_clip.model import CLIP
-from scipy.stats import kendalltau
 
-from lib import runs, scores
+from lib import baselines, reliability, runs, scores
+from lib.data import Prepared, prepare
 from lib.recipes import Recipe, f_and_g
-from lib.runs import cached, f_minus_g, measured
-from lib.scores import DEFAULT_SUBSETS
+from lib.runs import in_minus_out, measured
+from lib.scores import SUBSETS, inside_outside
 from lib.train import training_rows
 
 if TYPE_CHECKING:
     from lib.study import Study
 
-TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity"]
-OWN_SCORE = {"label": "labelmem", "caption": "clipmem", "view": "sslmem_image"}  # of each paradigm
+TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity", "mislabelled"]
+OWN_SCORE = {"label": "labelmem", "caption": "clipmem", "view": "sslmem"}  # of each paradigm
+MEMORIZED = {  # what is memorized -> the score it is the change of, and the sign of the change
+    "clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1), "clipmem_consistency": ("consistency", 1),
+    "labelmem": ("probability", 1), "sslmem": ("distance_image", -1),
+}  # fmt: skip
+ALIKE = 0.8  # share of common words from which two captions say nearly the same
 
 
 # --- scores of pairs ---
 
 
-def score_pairs(
-    study: Study,
-    conditions: Sequence[str] = (),
-    subsets: Sequence[str] = DEFAULT_SUBSETS,
-    noise_floor: bool = False,
-) -> pd.DataFrame:
+def score_pairs(study: Study, conditions: Sequence[str] = (), subsets: Sequence[str] = SUBSETS) -> pd.DataFrame:
     """Return the memorization of every pair of `subsets` under every condition and seed.
 
     Returns:
-        One row per (condition, seed, pair): condition, seed, pair_id, subset, and the ground truth corruption,
-        share_swapped, vagueness, rarity (NaN where unknown). For CLIP: clipmem (raw, contrast), clipmem_plain,
-        clipmem_normalised, the single-model baselines similarity_f, similarity_g, loss_f and, if asked for, noise_floor
-        (f minus the extra f of the first condition). For the other paradigms: labelmem or sslmem_image.
+        One row per (condition, seed, pair): condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0:
+        both or neither), the ground truth corruption, share_swapped, vagueness, rarity (NaN where unknown) and
+        mislabelled, each score under the model that was trained on the pair (`_in`) and under the other one (`_out`),
+        and the memorization, in - out: clipmem (of `contrast`), clipmem_plain, clipmem_consistency and
+        clipmem_normalised (divided by its range over the pool), or labelmem, or sslmem. Of pairs with member 0 it is
+        f - g, which for external pairs is the noise floor.
     """
     name = f"pairs-{study.augmentations}-{'-'.join(subset[:2] for subset in subsets)}"
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return scores.measure(model, recipe.objective, study.prepared, study.augmentations, subsets)
+        return scores.measure(model, recipe, prepare(recipe.data), study.augmentations, subsets)
 
-    both = measured(study, name, measure, conditions)
-    found = f_minus_g(both, {"contrast": "clipmem", "plain": "clipmem_plain"} if "contrast" in both else {})
-    f, g = (both[both["role"] == role].reset_index(drop=True) for role in "fg")
-    if "contrast" in both:
-        for _, part in found.groupby(["condition", "seed"]):
-            normalised = scores.range_normalised(part["clipmem"], part["subset"] == "candidate")
-            found.loc[part.index, "clipmem_normalised"] = normalised
-        found["similarity_f"], found["similarity_g"], found["loss_f"] = f["similarity"], g["similarity"], f["loss"]
-    if noise_floor:
-        other = cached(study, name, study.noise_floor, measure).set_index("pair_id")["contrast"]
-        found["noise_floor"] = f["contrast"] - found["pair_id"].map(other)
-    if "probability" in both:
-        found["labelmem"] = f["probability"] - g["probability"]
-    if "distance_image" in both:
-        found["sslmem_image"] = g["distance_image"] - f["distance_image"]
-    return found.merge(study.prepared.table[TRUTH], on="pair_id", validate="many_to_one")
+    return _memorized(study, in_minus_out(study, measured(study, name, measure, conditions)))
 
 
-def candidates(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the candidate pairs."""
-    return table[table["subset"] == "candidate"]
+def _memorized(study: Study, found: pd.DataFrame) -> pd.DataFrame:
+    """Add to a table of `in_minus_out` what is memorized, and the ground truth."""
+    for score, (of, sign) in MEMORIZED.items():
+        if f"{of}_in" in found:
+            found[score] = sign * (found[f"{of}_in"] - found[f"{of}_out"])
+    if "clipmem" in found:
+        pool = found[found["subset"] == "pool"].groupby(["condition", "seed"])["clipmem"]
+        spread = (pool.max() - pool.min()).rename("spread").reset_index()
+        found["clipmem_normalised"] = found["clipmem"] / found.merge(spread, how="left")["spread"]
+    truth = [prepare(r.data).table[TRUTH].assign(condition=name) for name, r in study.conditions.items()]
+    return found.merge(pd.concat(truth), on=["condition", "pair_id"], how="left", validate="many_to_one")
 
 
-def during_training(study: Study) -> pd.DataFrame:
-    """Return CLIPMem of candidates and external pairs at each evaluation, of images as they are: seed, epoch, pair_id,
-    subset, corruption, clipmem (raw, contrast). Of the first condition."""
+def pool(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the pool."""
+    return table[table["subset"] == "pool"]
+
+
+def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Add the single-model baselines to `score_pairs` of the first condition: early_loss_in (at the first evaluation),
+    mean_loss_in (over all), and `_in` and `_out` of augmentation and lemon, see `baselines.single_model`."""
+    name = next(iter(study.conditions))
+    along = during_training(study)
+    by_pair = along.sort_values("epoch").groupby(["seed", "pair_id"])["loss_in"]
+    losses = pd.DataFrame({"early_loss_in": by_pair.first(), "mean_loss_in": by_pair.mean()}).reset_index()
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        rows = np.concatenate([study.prepared.subsets[subset] for subset in SUBSETS])
+        known = training_rows(recipe, study.prepared)
+        return baselines.single_model(model, study.prepared, rows, known, study.augmentations)
+
+    both = in_minus_out(study, measured(study, f"baselines-{study.augmentations}", measure, [name]))
+    both = both.drop(columns=["condition", "member"])
+    keys = ["seed", "pair_id"]
+    return table.merge(both, on=keys, how="left").merge(losses, on=keys, how="left")
+
+
+def during_training(study: Study, condition: str = "") -> pd.DataFrame:
+    """Return the scores of pool and external pairs at each evaluation, of images as they are, with the mean training
+    loss of f and g: condition, seed, epoch, loss and the columns of `score_pairs`. Of the first condition, if none is
+    given."""
+    condition = condition or next(iter(study.conditions))
     parts = []
     for seed in study.seeds:
-        folders = [runs.run(recipe, study.prepared) for recipe in f_and_g(study.base, seed)]
-        f, g = (pd.read_parquet(folder / "evaluations.parquet") for folder in folders)
-        parts.append(f[["epoch", "pair_id", "subset"]].assign(seed=seed, clipmem=f["contrast"] - g["contrast"]))
-    truth = study.prepared.table[["pair_id", "corruption"]]
-    return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
+        f, g = f_and_g(study.conditions[condition], seed)
+        table = inside_outside(runs.evaluations(f), runs.evaluations(g), prepare(f.data), seed)
+        loss = sum(runs.history(recipe).set_index("epoch")["loss"] for recipe in (f, g)) / 2
+        parts.append(table.assign(condition=condition, seed=seed, loss=table["epoch"].map(loss)))
+    return _memorized(study, pd.concat(parts, ignore_index=True))
 
 
 def histories(study: Study) -> pd.DataFrame:
@@ -90,66 +110,85 @@ def histories(study: Study) -> pd.DataFrame:
     for condition, base in study.conditions.items():
         for seed in study.seeds:
             for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
-                table = pd.read_parquet(runs.run(recipe, study.prepared) / "history.parquet")
-                parts.append(table.assign(condition=condition, seed=seed, role=role))
+                parts.append(runs.history(recipe).assign(condition=condition, seed=seed, role=role))
     return pd.concat(parts, ignore_index=True)
+
+
+def repeats(prepared: Prepared) -> pd.DataFrame:
+    """Return how much of each pair the shared pairs repeat: pair_id, same_kind (number of shared scenes with the same
+    main shape, colour, ground and texture; NaN where unknown) and same_caption (number of shared captions that share
+    at least ALIKE of their words with the pair's own, of all that occur in either)."""
+    table, shared = prepared.table, prepared.subsets["shared"]
+    kind = pd.Series(list(zip(table["label"], table["rarity"], strict=True)), index=table.index)
+    known = kind.map(kind.loc[shared].value_counts()).fillna(0)
+    words = np.zeros((len(prepared.tokens), len(prepared.token_ids)), np.float32)
+    words[np.arange(len(words))[:, None], prepared.tokens[:, 0]] = 1
+    rows = np.concatenate([prepared.subsets[subset] for subset in SUBSETS])
+    words[:, 0] = 0  # padding
+    common = words[rows] @ words[shared].T
+    either = words[rows].sum(axis=1)[:, None] + words[shared].sum(axis=1)[None] - common
+    found = {"same_kind": known.where(table["rarity"].notna()).loc[rows].to_numpy()}
+    return pd.DataFrame(
+        {"pair_id": prepared.pair_ids[rows], **found, "same_caption": (common / either >= ALIKE).sum(axis=1)}
+    )
 
 
 # --- notebook 01: three paradigms ---
 
 
 def unit_scores(study: Study) -> pd.DataFrame:
-    """Return UnitMem and ClassMem of every unit of every f: condition, seed, layer, unit, unitmem, classmem."""
+    """Return UnitMem and ClassMem of every unit of every f and g, over its training images that were not planted:
+    condition, seed, role, layer, unit, unitmem, classmem."""
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        rows = training_rows(recipe, study.prepared)
-        return scores.unit_scores(model, study.prepared, rows, study.augmentations)
+        return scores.unit_scores(model, study.prepared, runs.unplanted(recipe), study.augmentations)
 
-    return measured(study, f"units-{study.augmentations}", measure, roles="f").drop(columns="role")
+    return measured(study, f"units-{study.augmentations}", measure)
 
 
 def layer_scores(study: Study) -> pd.DataFrame:
-    """Return LayerMem, the mean SSLMem of the candidates at every layer's output: condition, seed, layer, layermem."""
-    rows = study.prepared.subsets["candidate"]
-    both = measured(study, "layers", lambda model, recipe: scores.layer_distances(model, study.prepared, rows))
-    return f_minus_g(both, {"distance": "layermem"}, sign=-1)
+    """Return LayerMem, the mean SSLMem of the pool at every layer's output: condition, seed, layer, layermem."""
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        halves = {name: study.prepared.half(name, recipe.seed) for name in scores.HALVES}
+        parts = [scores.layer_distances(model, study.prepared, rows).assign(half=name) for name, rows in halves.items()]
+        return pd.concat(parts)
+
+    table = measured(study, "layers", measure)
+    wide = table.pivot(index=["condition", "seed", "layer"], columns=["role", "half"], values="distance")
+    gap = wide["g"] - wide["f"]  # SSLMem of a pair is L under the model that did not see it, minus L under the other
+    return ((gap["candidate"] - gap["independent"]) / 2).rename("layermem").reset_index()
 
 
 def own_scores(study: Study) -> pd.DataFrame:
-    """Return every candidate's own score under each paradigm, and its percentile among the candidates.
+    """Return every pool pair's own score under each paradigm, and its percentile among the pool.
 
     Returns:
         One row per (seed, pair): seed, pair_id, corruption, mislabelled, rarity; label, caption, view (raw scores), and
         label_rank, caption_rank, view_rank in [0, 1], 1 = memorized most.
     """
-    merged = study.prepared.table[["pair_id", "corruption", "rarity", "mislabelled"]]
+    merged = pd.DataFrame()
     for name, score in OWN_SCORE.items():
-        own = candidates(score_pairs(study, [name])).rename(columns={score: name})
+        own = pool(score_pairs(study, [name])).rename(columns={score: name})
         own[f"{name}_rank"] = own.groupby("seed")[name].rank(pct=True)
-        keys = ["seed", "pair_id"] if "seed" in merged else ["pair_id"]
-        merged = merged.merge(own[["seed", "pair_id", name, f"{name}_rank"]], on=keys)
+        keys = ["seed", "pair_id"]
+        truth = ["corruption", "mislabelled", "rarity"]
+        columns = [*keys, *truth, name, f"{name}_rank"] if merged.empty else [*keys, name, f"{name}_rank"]
+        merged = own[columns] if merged.empty else merged.merge(own[columns], on=keys)
     return merged.sort_values(["seed", "pair_id"], ignore_index=True)
 
 
 def agreement(own: pd.DataFrame) -> pd.DataFrame:
-    """Return Kendall's rank correlation of the candidates' scores: first, second, seed, tau.
-
-    Between two paradigms at one seed, and, as a ceiling, between two seeds of one paradigm (named by the earlier seed).
-    """
-    wide = {name: own.pivot(index="pair_id", columns="seed", values=name) for name in OWN_SCORE}
+    """Return how well two paradigms agree on which pairs are memorized: first, second, correlation (of ranks, across
+    seeds), ceiling (the most that noise allows), corrected (their quotient; NaN without reliability)."""
     rows = []
-    for a, b in combinations(OWN_SCORE, 2):
-        rows += [(a, b, seed, kendalltau(wide[a][seed], wide[b][seed]).statistic) for seed in wide[a]]
-    for name, table in wide.items():
-        rows += [(name, name, s, kendalltau(table[s], table[t]).statistic) for s, t in combinations(table, 2)]
-    return pd.DataFrame(rows, columns=["first", "second", "seed", "tau"])
-
-
-def between(taus: pd.DataFrame) -> np.ndarray:
-    """Return, by seed, how much closer CLIP is to the farther of the other two than they are to each other `[S]`."""
-    by = taus[taus["first"] != taus["second"]].pivot(index="seed", columns=["first", "second"], values="tau")
-    nearest = np.minimum(by["label", "caption"], by["caption", "view"])
-    return (nearest - by["label", "view"]).to_numpy()
+    for first in OWN_SCORE:
+        for second in OWN_SCORE:
+            columns = {"first": first, "second": second}
+            observed, corrected = (reliability.correlation(own, own, columns, way) for way in (False, True))
+            both = np.maximum([reliability.reliability(own, name) for name in (first, second)], 0)
+            rows.append((first, second, observed, np.sqrt(both[0] * both[1]), corrected))
+    return pd.DataFrame(rows, columns=["first", "second", "correlation", "ceiling", "corrected"])
 
 
 def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a frozen model is good for: retrieval on unseen pairs, linear probes, zero-shot classes.
+"""What a frozen model is good for, item by item: retrieval on unseen pairs, linear probes, zero-shot classes.
 
 Captioned photographs rarely have classes, so models are also asked about two labelled sets: Imagenette and CIFAR-10.
 """
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from open_clip.model import CLIP
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from lib import stats, store
+from lib import store
 from lib.captions import DataError, encode
-from lib.model import BLOCK, embed_images, embed_texts
+from lib.model import embed_images, embed_texts
 from lib.sources import Columns, locate, open_rows, read_rows
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ SETS = {  # name -> where its training and its test part lie
     "imagenette": [HUB.format("frgfm/imagenette", f"160px/{part}") for part in ("train", "validation")],
     "cifar10": [HUB.format("uoft-cs/cifar10", f"plain_text/{part}") for part in ("train", "test")],
 }
-LIMITS = {"train": 5000, "test": 2000}  # images taken of a part, evenly spaced
-STRENGTHS = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # of the logistic regression's L2 penalty, the simplest fit first
-QUICK = 1000  # test pairs of an evaluation during training
+LIMITS = {"train": 5000, "test": None}  # images taken of a part, evenly spaced as some lie by class; None: all
+GALLERY = 1000  # test pairs that are searched at once; an evaluation during training is of the first ones
+PENALTY = 10.0  # L2 of the probe: the middle of what held-out rows chose (1 to 100), which moved a probe by two points
 SHRINKAGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, per image
 
 
@@ -101,24 +102,21 @@ def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
     rows = [row for row in read_rows(opened, source, columns, pixels) if row.labels] if usable else []
     if not rows:
         raise DataError(f"{source}: expected columns 'image' and 'label' (an integer), found {[*opened.features]}.")
-    places = np.linspace(0, len(rows) - 1, min(LIMITS[part], len(rows))).round().astype(int)  # some sets lie by class
+    places = np.linspace(0, len(rows) - 1, min(LIMITS[part] or len(rows), len(rows))).round().astype(int)
     images, classes = zip(*((rows[place].image, rows[place].labels[0]) for place in places), strict=True)
     found = {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes, np.int64)}
     return found | {"class_names": np.array(getattr(label, "names", None) or (), str)}
 
 
-def ranks(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many others are more similar than the own one, `[N]` from image to text and from text to image.
+def ranks(image: Tensor, text: Tensor) -> Tensor:
+    """Return how many others are more similar than the own one, `[2, N]` from image to text and from text to image.
 
     Of N matching unit vectors `[N, D]`. A tie counts as half: a model with one embedding for all captions finds
     nothing by the order of the rows.
     """
     similarity = image @ text.T
-    own = similarity.diagonal()
-    first, second = (
-        (s > own[:, None]).sum(dim=1) + ((s == own[:, None]).sum(dim=1) - 1) / 2 for s in (similarity, similarity.T)
-    )
-    return first, second
+    own = similarity.diagonal()[:, None]
+    return torch.stack([(s > own).sum(dim=1) + ((s == own).sum(dim=1) - 1) / 2 for s in (similarity, similarity.T)])
 
 
 def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, float]:
@@ -130,26 +128,22 @@ def retrieval(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 10)) -> dic
 
 
 def bits(rank: Tensor, gallery: int) -> Tensor:
-    """Return how much of the gallery each query rules out, log2(gallery / rank) `[N]`, with ranks counted from 0."""
+    """Return how much of the gallery each query rules out, log2(gallery / rank), with ranks counted from 0."""
     return (gallery / (rank.double() + 1)).log2()
 
 
-def linear_probe(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> float:
-    """Return the accuracy in [0, 1] of a logistic regression on standardised features; NaN with fewer than two classes.
+def linear_probe(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+    """Return whether a logistic regression on standardised features finds the class of each test row, 1 or 0 `[M]`.
 
-    Features are `[N, D]`, classes int `[N]`. The L2 penalty is the one that does best on a held-out fifth of the
-    training rows; among equally good ones it is the largest.
+    Features are `[N, D]` and `[M, D]`, classes int. A row of class -1 (not known) is not trained on, and NaN in the
+    test; with fewer than two classes to train on all are.
     """
+    train, train_y = train[train_y >= 0], train_y[train_y >= 0]
+    if len(np.unique(train_y)) < 2:
+        return np.full(len(test), np.nan)
     train, test = _standardised(train, test)
-    held = np.random.default_rng(0).permutation(len(train)) < len(train) // 5
-    if len(np.unique(train_y[~held])) < 2 or not len(test):
-        return float("nan")
-
-    def accuracy(rows: np.ndarray, strength: float, x: np.ndarray, y: np.ndarray) -> float:
-        return float((stats.logistic(train[rows], train_y[rows], strength, x) == y).mean())
-
-    best = max(STRENGTHS, key=lambda strength: accuracy(~held, strength, train[held], train_y[held]))
-    return accuracy(np.full(len(train), True), best, test, test_y)
+    fitted = LogisticRegression(C=1 / PENALTY, tol=1e-6, max_iter=10_000).fit(train, train_y)
+    return np.where(test_y >= 0, fitted.predict(test) == test_y, np.nan)
 
 
 def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,22 +174,21 @@ def ridge_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, 
 
 def zero_shot(
     model: CLIP, images: Tensor, classes: np.ndarray, class_names: tuple[str, ...], token_ids: np.ndarray, prompt: str
-) -> tuple[float, int]:
-    """Return the accuracy in [0, 1] of the nearest prompt, and the number of classes it was among.
+) -> np.ndarray:
+    """Return whether the nearest prompt is that of an image's class, 1 or 0 `[M]`.
 
-    Only classes count whose prompt the model can read (all its tokens in `token_ids` `[V]`, within its context), and
-    only their images; NaN with fewer than two. `images`: unit vectors `[M, D]`; `classes`: int `[M]`, indices into
-    `class_names`; `prompt`: with {} for the name of a class.
+    Only classes count whose prompt the model can read: all its tokens are in `token_ids` `[V]`, and within its context.
+    Images of another class are NaN; with fewer than two such classes all are. `images`: unit vectors `[M, D]`;
+    `classes`: int `[M]`, indices into `class_names`; `prompt`: with {} for the name of a class.
     """
     ids = encode([[prompt.format(name)] for name in class_names], 1, 77)[:, 0]  # 77: open_clip's context
     context = len(model.positional_embedding)
     readable = np.flatnonzero(np.isin(ids, token_ids).all(axis=1) & ~ids[:, context:].any(axis=1))
-    asked = np.isin(classes, readable)
-    if len(readable) < 2 or not asked.any():
-        return float("nan"), len(readable)
+    if len(readable) < 2:
+        return np.full(len(classes), np.nan)
     text = embed_texts(model, np.searchsorted(token_ids, ids[readable, :context]))
-    nearest = (images[torch.from_numpy(asked)] @ text.T).argmax(dim=1).numpy()
-    return float((readable[nearest] == classes[asked]).mean()), len(readable)
+    nearest = readable[(images @ text.T).argmax(dim=1).numpy()]
+    return np.where(np.isin(classes, readable), nearest == classes, np.nan)
 
 
 def has_labels(prepared: Prepared) -> bool:
@@ -204,43 +197,52 @@ def has_labels(prepared: Prepared) -> bool:
 
 
 def main_measure(prepared: Prepared, labelled: list[Labelled]) -> str:
-    """Return the column of `utilities` that stands for utility: a probe where there are classes, else retrieval."""
-    own = "probe_labels" if has_labels(prepared) else "image_to_text_r10"
-    return f"probe_{labelled[0].name}" if labelled else own
+    """Return the column of `utilities` with the probe that counts, "" where nothing has classes to probe."""
+    return f"probe_{labelled[0].name}" if labelled else "probe_labels" if has_labels(prepared) else ""
 
 
-def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> dict[str, float]:
-    """Return what one model is good for, each in [0, 1]: retrieval on the test pairs and, for each labelled set,
-    `probe_<name>`, `zero_shot_<name>` and `classes_<name>`, the number of classes that zero-shot was among; so for
-    `labels` of the data set itself, probed on its shared and independent images as they were before corruption."""
+def in_galleries(image: Tensor, text: Tensor) -> dict[str, np.ndarray]:
+    """Return `bits` and `r10` of each of N matching unit vectors `[N, D]`, the mean over both ways, in galleries of
+    GALLERY consecutive pairs: `[M]`, as an incomplete last gallery is left out unless it is the only one."""
+    size = min(GALLERY, len(image))
+    parts = zip(image.split(size), text.split(size), strict=True)
+    rank = torch.cat([ranks(*part) for part in parts if len(part[0]) == size], dim=1)
+    return {"bits": bits(rank, size).mean(dim=0).numpy(), "r10": (rank < 10).double().mean(dim=0).numpy()}
+
+
+def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> pd.DataFrame:
+    """Return what one model is good for, one row per test item, NaN where a measure has no such item.
+
+    Columns: item (0, 1, ...); of the test pairs `bits` and `r10`; of the test images of each labelled set, and of the
+    test pairs for `labels`, the data set's own classes, probe_<name> and zero_shot_<name>. A probe of own classes is
+    fitted on the probe subset, or where that is empty on the shared pairs: neither is ever corrupted.
+    """
     test = prepared.subsets["test"]
     image = embed_images(model, prepared.images, test)[0]
-    found = retrieval(image, embed_texts(model, prepared.tokens[test, 0]))
+    found = in_galleries(image, embed_texts(model, prepared.tokens[test, 0]))
     prompt = "a {}" if prepared.data.dataset == "scenes" else "a photo of a {}"
 
     def ask(name: str, seen: Tensor, seen_y: np.ndarray, new: Tensor, new_y: np.ndarray, names: Any) -> None:
-        accuracy, readable = zero_shot(model, new, new_y, names, prepared.token_ids, prompt)
-        found[f"zero_shot_{name}"], found[f"classes_{name}"] = accuracy, readable
         found[f"probe_{name}"] = linear_probe(seen.numpy(), seen_y, new.numpy(), new_y)
+        found[f"zero_shot_{name}"] = zero_shot(model, new, new_y, names, prepared.token_ids, prompt)
 
     for one in labelled:
         seen, new = (embed_images(model, x, np.arange(len(x)))[0] for x in (one.train_images, one.test_images))
         ask(one.name, seen, one.train_classes, new, one.test_classes, one.class_names)
     if has_labels(prepared):
-        known, classes = prepared.true_targets.sum(axis=1) > 0, prepared.true_targets.argmax(axis=1)
-        rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
-        rows, asked = rows[known[rows]], known[test]
-        blocks = (prepared.originals(part) for part in np.split(rows, range(BLOCK, len(rows), BLOCK)))
-        seen = torch.cat([embed_images(model, block, np.arange(len(block)))[0] for block in blocks])
-        ask("labels", seen, classes[rows], image[torch.from_numpy(asked)], classes[test[asked]], prepared.class_names)
-    return found
+        rows = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"]
+        classes = np.where(prepared.true_targets.any(axis=1), prepared.true_targets.argmax(axis=1), -1)
+        seen = embed_images(model, prepared.images, rows)[0]
+        ask("labels", seen, classes[rows], image, classes[test], prepared.class_names)
+    table = pd.DataFrame({name: pd.Series(column) for name, column in found.items()}, dtype="float32")
+    return table.rename_axis("item").reset_index()
 
 
 def during_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str, float]:
     """Return utility on the test pairs, quick enough for every evaluation: `probe`, the ridge probe of the classes
-    (NaN without classes), and retrieval where there are captions; on at most QUICK pairs."""
-    train = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"][: 2 * QUICK]
-    test = prepared.subsets["test"][:QUICK]
+    (NaN without classes), and retrieval where there are captions; on at most GALLERY pairs."""
+    train = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"][: 2 * GALLERY]
+    test = prepared.subsets["test"][:GALLERY]
     image, found = embed_images(model, prepared.images, test)[0], {"probe": float("nan")}
     if prepared.class_names:
         seen, targets = embed_images(model, prepared.images, train)[0], prepared.targets

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no network, runs in a temporary folder, and a small world of scenes."""
+"""Shared by all tests: one thread, fp32, no network, runs in a temporary folder, and a small world of scenes."""
 
 import os
 
@@ -17,7 +17,7 @@ from lib.recipes import Data, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # photographs that may not be passed on; tests of them skip without it
-TINY = Recipe(Data("scenes", 32, 60, 40, 40, 40, 40), model="smoke", epochs=4, batch=25, evaluations=2)
+TINY = Recipe(Data("scenes", 32, 60, 80, 40, 40, 40), model="smoke", epochs=4, batch=25, evaluations=2)
 BRIEF = replace(TINY, epochs=2)  # what `trained` holds runs of
 
 torch.set_num_threads(1)
@@ -25,11 +25,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path, monkeypatch):
-    """Give every test a store of its own, in which nothing is wanted anew."""
+    """Give every test a store of its own, in which nothing is wanted anew, and products in fp32."""
     for name in [name for name in os.environ if name.startswith("CLIPMEM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLIPMEM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CLIPMEM_PRECISION", "fp32")
     store.rebuild(0)
+    prepare.cache_clear()
     return tmp_path / "runs"
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -20,7 +21,7 @@ from lib.data import load, prepare
 from lib.recipes import Data
 from lib.sources import check, decode_image
 
-SIZES = {"shared": 40, "candidate": 60, "independent": 60, "external": 20, "test": 20}
+SIZES = {"shared": 20, "pool": 120, "external": 30, "test": 20, "probe": 10}
 TWO = [["a cat", "one cat"]] * 3
 LAYOUTS = [{"captions": TWO}, {"sentences_raw": TWO}, {"caption": [["a cat", " ", None, "one cat "]] * 3, "text": TWO}]
 DEEP = [(np.uint16, 4095), (np.uint16, 65535), (np.int32, 255), (np.float32, 1), (np.float32, 255)]  # type, largest
@@ -105,7 +106,7 @@ def test_classes_become_shares_with_the_names_of_the_source(tmp_path):
     ready = prepare(Data(str(tmp_path / "set.parquet"), 8, **SIZES))
     assert ready.class_names == ("cat", "cow") and ready.true_targets.dtype == np.float32
     assert ready.true_targets[:4].tolist() == [[0.5, 0.5], [0, 0], [1, 0], [0, 1]]
-    path = write_parquet(tmp_path / "set.parquet", columns(200) | {"label": [str(i) for i in range(200)]})
+    path = write_parquet(tmp_path / "numbered.parquet", columns(200) | {"label": [str(i) for i in range(200)]})
     assert prepare(Data(path, 8, **SIZES)).class_names == ()  # these only number the images
 
 
@@ -193,9 +194,9 @@ def test_exotic_images_keep_their_brightness(tmp_path):
 def test_too_few_rows_and_captions_that_are_alike_are_refused(tmp_path):
     data = Data(write_parquet(tmp_path / "few.parquet", columns(150)), 8, **SIZES)
     with pytest.warns(UserWarning, match="smaller than asked for"):
-        assert list(prepare(data).data.sizes().values()) == [30, 45, 45, 15, 15]
+        assert list(prepare(data).data.sizes().values()) == [15, 90, 22, 15, 7]
     with pytest.raises(DataError, match=r"150 distinct images are too few.* need 240, or at least 160 when shrunk"):
-        prepare(replace(data, shared=80))
+        prepare(replace(data, shared=60))
     for texts, said in ((["one", "two"] * 150, "fewer than 3 different captions"), ([""] * 300, "no caption that is")):
         with pytest.raises(DataError, match=said):
             check(write_parquet(tmp_path / "alike.parquet", columns(300, caption=texts)))
@@ -208,8 +209,9 @@ def test_pairs_are_split_and_corrupted_with_the_truth_kept(photos, prepared):
     pairs, table, rows = load(ready.data), ready.table, np.concatenate(list(ready.subsets.values()))
     assert len(pairs.images) == 217 and len(set(rows)) == len(table) == 200
     assert all(table.index[table["subset"] == name].tolist() == part.tolist() for name, part in ready.subsets.items())
-    counts = table.groupby(["subset", "corruption"]).size().unstack(fill_value=0)  # f and g: equally good data
-    assert counts.loc[[*SIZES]].to_numpy().tolist() == [[40, 0, 0, 0], *[[30, 6, 12, 12]] * 2, *[[20, 0, 0, 0]] * 2]
+    counts = table.groupby(["subset", "corruption"]).size().unstack(fill_value=0)
+    expected = [[20, 0, 0, 0], [60, 12, 24, 24], [15, 3, 6, 6], [20, 0, 0, 0], [10, 0, 0, 0]]
+    assert counts.loc[[*SIZES]].to_numpy().tolist() == expected
     same = np.array([own == before for own, before in zip(ready.captions, pairs.captions, strict=True)])
     assert (table["corruption"].isin(["clean", "inverted"]) == same[table.index]).all()
     swapped = table[table["corruption"] == "swapped"]
@@ -217,13 +219,36 @@ def test_pairs_are_split_and_corrupted_with_the_truth_kept(photos, prepared):
     assert swapped["caption"].tolist() == [pairs.captions[donor][0] for donor in donors]
     assert np.array_equal(ready.targets[swapped.index], ready.true_targets[donors]) and ready.class_names == ("x", "y")
     assert (table["mislabelled"] == (ready.targets != ready.true_targets)[table.index, 0]).all()
-    assert (table["label"] == ready.targets.argmax(axis=1)[table.index]).all() and 0 < table["mislabelled"].sum() <= 24
+    assert (table["label"] == ready.targets.argmax(axis=1)[table.index]).all() and 0 < table["mislabelled"].sum() <= 30
     assert np.flatnonzero(ready.inverted).tolist() == table.index[table["corruption"] == "inverted"].tolist()
     assert np.array_equal(ready.images, np.where(ready.inverted[:, None, None, None], 255 - pairs.images, pairs.images))
     assert np.array_equal(ready.originals(rows), pairs.images[rows])
     assert np.array_equal(ready.token_ids[ready.tokens], encode(ready.captions, 2, 16)[..., : ready.tokens.shape[2]])
     truth = prepared.table[["rarity", "vagueness"]]  # of scenes
     assert truth.min().min() >= 0 and truth.max().max() <= 1 and table[[*truth]].isna().all(axis=None)
+
+
+def test_the_halves_of_the_pool_complement_each_other_are_equally_good_and_differ_between_seeds(photos):
+    ready = prepare(Data(photos, 8, **SIZES))
+    halves = []
+    for seed in range(4):
+        f, g = (ready.half(name, seed) for name in ("candidate", "independent"))
+        assert np.array_equal(np.union1d(f, g), ready.subsets["pool"]) and len(f) == len(g) == 60
+        kinds = [ready.table.loc[rows].groupby(["corruption", "share_swapped"]).size() for rows in (f, g)]
+        assert kinds[0].sub(kinds[1], fill_value=0).abs().max() <= 1 and len(kinds[0]) == 6
+        assert np.array_equal(f, ready.half("candidate", seed)) and (np.diff(f) > 0).all()
+        halves.append(f)
+    common = [len(np.intersect1d(a, b)) for a, b in combinations(halves, 2)]
+    assert min(common) > 15 and max(common) < 45, "by chance 30"
+
+
+def test_a_data_set_is_prepared_once_and_a_changed_file_after_the_cache_is_cleared(tmp_path):
+    path = write_parquet(tmp_path / "set.parquet", columns(200))
+    first = prepare(data := Data(path, 8, **SIZES))
+    write_parquet(tmp_path / "set.parquet", columns(210))
+    assert prepare(data) is first
+    prepare.cache_clear()
+    assert prepare(data).fingerprint != first.fingerprint
 
 
 def test_split_and_fingerprint_follow_from_the_content_alone(photos, tmp_path):

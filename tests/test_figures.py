@@ -12,23 +12,22 @@ from lib import figures, stats
 
 plt.switch_backend("Agg")
 pytestmark = pytest.mark.filterwarnings("error")
-SUBSETS = ["shared", "candidate", "independent", "external"]
-FLOOR = figures.NAMES["noise_floor"]
+SUBSETS = ["pool", "shared", "external"]
 
 
 def scores(seeds=2, pairs=60) -> pd.DataFrame:
-    """Scores of four subsets; a fifth of the candidates is swapped, three tenths are partly swapped."""
+    """Scores of three subsets; of pool and external pairs a fifth is swapped, three tenths are partly swapped."""
     rng, order, rows = np.random.default_rng(0), np.arange(pairs), []
     planted = np.select([order < pairs / 5, order < pairs / 2], [1.0, (1 + order % 3) / 4], 0.0)
     for place, subset in enumerate(SUBSETS):
-        share = planted * (subset == "candidate")
-        same = {"pair_id": order + place * pairs, "subset": subset, "share_swapped": share, "caption": "a"}
+        share = planted * (subset != "shared")
+        same = {"pair_id": order + place * pairs, "subset": subset, "share_swapped": share}
         same["corruption"] = np.select([share == 1, share > 0], ["swapped", "partly_swapped"], "clean")
         for seed in range(seeds):
-            rows.append(pd.DataFrame({"seed": seed, **same, "clipmem": rng.normal(share / 2, 0.1)}))
+            memory = rng.normal(share / 2 * (subset == "pool"), 0.1)
+            rows.append(pd.DataFrame({"seed": seed, **same, "clipmem": memory}))
     table = pd.concat(rows, ignore_index=True)
-    table["vagueness"], table["similarity_g"] = table["pair_id"] % pairs / pairs, rng.normal(-table["share_swapped"], 1)
-    return table.assign(noise_floor=rng.normal(0, 0.05, len(table)))
+    return table.assign(vagueness=table["pair_id"] % pairs / pairs, loss_in=rng.normal(table["share_swapped"], 1))
 
 
 @pytest.fixture
@@ -43,39 +42,41 @@ def ax():
     plt.close("all")
 
 
-def test_distributions_give_the_mean_of_every_subset_and_its_noise_floor(ax):
-    drawn = figures.distributions(scores(), ax).pivot(index="subset", columns="score", values="value")
-    means = scores().groupby("subset")[["clipmem", "noise_floor"]].mean()
-    assert drawn[["CLIPMem", FLOOR]].to_numpy() == pytest.approx(means.to_numpy())
+def test_hills_have_the_mean_of_every_group_and_return_what_decides_the_claim(ax):
+    drawn = figures.by_group(scores(), ax)
+    assert (drawn["subset"] == "pool").all() and stats.difference(drawn) == stats.difference(
+        scores()[lambda t: t.subset == "pool"]
+    )
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "clean\n30 pairs",
+        "partly swapped\n18 pairs",
+        "swapped\n12 pairs",
+    ]
+    points = next(line.get_xdata() for line in ax.lines if line.get_marker() == "o")
+    means = drawn.groupby("corruption")["clipmem"].mean()
+    assert list(points) == pytest.approx(means[["clean", "partly_swapped", "swapped"]].tolist())
+
+
+def test_hills_of_subsets(ax):
+    figures.by_group(scores(seeds=1), ax, "subset")
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"{name}\n60 pairs" for name in SUBSETS]
 
 
-def test_the_numbers_follow_from_the_table_of_by_corruption_which_holds_no_caption(ax):
-    drawn, candidates = figures.by_corruption(scores(), ax), scores().query("subset == 'candidate'")
-    assert stats.difference(drawn, n_boot=20) == stats.difference(candidates, n_boot=20)
-    assert stats.detect(drawn, n_boot=20) == stats.detect(candidates, n_boot=20) and "caption" not in drawn
-
-
-def test_detection_shows_each_score_and_chance(ax):
-    figures.detection(scores(), ax, {"clipmem": 1, "similarity_g": -1})
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["CLIPMem", "g's similarity"]
+@pytest.mark.parametrize("rate", [0, 0.05])
+def test_detection_shows_each_score_and_chance(ax, rate):
+    pool = scores()[lambda t: t.subset == "pool"]
+    drawn = figures.detection(pool, ax, {"clipmem": 1, "loss_in": 1}, rate)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["CLIPMem", "loss"]
+    assert drawn["value"].tolist() == [stats.detect(pool, name, rate=rate).value for name in ("clipmem", "loss_in")]
     assert "chance" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_swap_response_rises_without_inverted_pairs_and_its_noise_floor_stays(ax):
-    inverted = scores().assign(corruption="inverted", clipmem=9.0)
-    means = figures.swap_response(pd.concat([scores(), inverted]), ax).pivot(index="share_swapped", columns="score")[
-        "value"
-    ]
-    assert list(means.index) == [0, 0.25, 0.5, 0.75, 1] and means["CLIPMem"].is_monotonic_increasing
-    assert means["CLIPMem"].max() < 1 and means[FLOOR].abs().max() < 0.1
-
-
-def test_graded_bins_clean_candidates_evenly_and_needs_ground_truth(ax):
-    drawn = figures.graded(scores(), ax, "vagueness")
-    assert list(drawn[drawn.score == "CLIPMem"].n) == [6] * 5
-    with pytest.raises(ValueError, match="known rarity"):
-        figures.graded(scores().assign(rarity=np.nan), ax, "rarity")
+def test_responses_are_means_at_each_value_or_in_bins(ax):
+    pool = scores()[lambda t: t.subset == "pool"]
+    drawn = figures.response(pool, ax, "share_swapped", figures.RED)
+    assert drawn["share_swapped"].tolist() == sorted(drawn["share_swapped"]) and drawn["value"].is_monotonic_increasing
+    binned = figures.response(pool, ax, "vagueness", figures.RED, bins=[0, 0.5, 1])
+    assert sorted(binned["n"]) == [29, 31] and binned["vagueness"].between(0.2, 0.8).all()
 
 
 def test_curves_over_epochs_and_layers_return_what_they_drew(ax):
@@ -86,21 +87,16 @@ def test_curves_over_epochs_and_layers_return_what_they_drew(ax):
     assert list(figures.by_layer(layers, ax, "unitmem").value) == [2, 2]
 
 
-@pytest.mark.parametrize("plot", [figures.distributions, figures.by_corruption, figures.swap_response])
-def test_one_seed_without_a_noise_floor_can_be_drawn(ax, plot):
-    plot(scores(seeds=1).drop(columns="noise_floor"), ax)
-
-
 def test_forest_keeps_the_order_of_names_and_draws_values_without_limits(ax):
     rows = pd.DataFrame({"name": ["b", "a", "b", "a"], "encoder": ["image"] * 2 + ["text"] * 2, "value": 0.5})
     figures.forest(rows.assign(low=-np.inf, high=np.inf), ax, figures.ENCODERS, "encoder")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a"]
 
 
-def test_frontier_marks_what_nothing_beats_and_wide_intervals_leave_the_picture(ax):
+def test_frontier_names_each_point_and_wide_intervals_leave_the_picture(ax):
     points = {"name": ["a", "b", "c", "d"], "family": "CLIP", "m": [0.3, 0.1, 0.2, 0.1], "u": [0.9, 0.5, 0.4, 0.5]}
-    drawn = figures.frontier(pd.DataFrame({**points, "m_low": -9, "m_high": 9, "u_low": 0, "u_high": 9}), ax, {})
-    assert list(drawn.on_front) == [True, True, False, True] and ax.get_xlim() == pytest.approx((0.03, 0.37))
+    figures.frontier(pd.DataFrame({**points, "m_low": -9, "m_high": 9, "u_low": 0, "u_high": 9}), ax, {})
+    assert [text.get_text() for text in ax.texts] == [*"abcd"] and ax.get_xlim() == pytest.approx((0.04, 0.36))
 
 
 def test_wall_shows_dollars_literally_wraps_captions_and_the_watermark_is_drawn():

@@ -14,12 +14,12 @@ from lib.stats import Estimate
 
 NOTEBOOK = "02_miscaptioned_memorization"
 ABOUT = {"notebook": NOTEBOOK, "dataset": "scenes", "name": "scenes", "scale": "laptop", "seeds": 3, "commit": "abc"}
-ABOUT |= {"run_keys": ["k1", "k2"]}
+ABOUT |= {"runs": "k1", "claims_commit": "def"}
+ESTIMATE = Estimate(0.25, 0.1, 0.4, 3, 100, p=0.0123456789, detectable=0.2)
 
 
 def finding(name="2a", **changes):
-    estimate = Estimate(0.25, 0.1, 0.4, 3, 100)
-    return replace(findings.decide(name, "swapped > clean", "difference", estimate, ABOUT), **changes)
+    return replace(findings.decide(name, ESTIMATE, ABOUT), **changes)
 
 
 @pytest.fixture
@@ -47,12 +47,41 @@ def test_the_results_are_those_of_this_very_run(root, monkeypatch):
     assert not list(root.glob("figures/*/")), "a reader's run never touches the reference"
 
 
+def test_a_finding_has_its_words_and_side_from_the_claims_and_says_why_it_cannot_be_tested():
+    found, entry = finding("2a"), findings.claims()["2a"]
+    assert (found.claim, found.statistic) == (entry["claim"], entry["statistic"]) and found.reason == ""
+    assert (found.p, found.detectable, found.runs, found.claims_commit) == (0.0123457, 0.2, "k1", "def")
+    assert findings.claims()["2g"]["side"] == "below" and finding("2g").verdict == "contradicted"
+    assert findings.decide("2b", ESTIMATE, ABOUT, detail="final loss").statistic.endswith(
+        "in-sample score (final loss)"
+    )
+    gated = findings.decide("1e", ESTIMATE, ABOUT, gate="the control fails")
+    assert (gated.verdict, gated.reason, gated.value) == ("not testable", "the control fails", 0.25)
+    few = findings.decide("2a", replace(ESTIMATE, seeds=1), ABOUT)
+    assert few.verdict == "not testable" and "seed" in few.reason
+    with pytest.raises(FindingsError, match=r"claim_id: expected one of 1a, 1b.*got '9z'"):
+        findings.decide("9z", ESTIMATE, ABOUT)
+
+
+def test_every_claim_is_complete_and_shown_by_number():
+    for name, entry in findings.claims().items():
+        assert entry.keys() == {"claim", "statistic", "test", "side", "paper"} and entry["side"] in ("above", "below")
+        assert all(entry[part] for part in ("claim", "statistic", "test")) and name[0] in "1234", name
+    words = [entry["claim"] for entry in findings.claims().values()]
+    assert len(set(words)) == len(words)
+    table = findings.claims_table("03")
+    assert table.index.tolist() == ["3a", "3b", "3c", "3d", "3e"] and [*table] == ["claim", "reproduced when"]
+    assert table.loc["3a", "reproduced when"] == findings.claims()["3a"]["test"] and table.equals(
+        findings.claims_table("3")
+    )
+
+
 def test_smoke_decides_nothing_and_what_is_not_finite_becomes_null(root):
-    smoke = {**ABOUT, "scale": "smoke"}
-    assert findings.decide("2a", "c", "s", Estimate(0.25, 0.1, 0.4, 3, 100), smoke).verdict == findings.NOT_JUDGED
-    broken = findings.decide("2a", "c", "s", Estimate(np.float64("nan"), -np.inf, np.inf, np.int64(3), 100), ABOUT)
-    path = findings.record(NOTEBOOK, [broken], [], ABOUT)
-    assert '"value": null' in path.read_text() and findings.read_results(path)["findings"]["low"].isna().all()
+    smoke = findings.decide("2a", ESTIMATE, {**ABOUT, "scale": "smoke"}, gate="no classes")
+    assert (smoke.verdict, smoke.reason) == (findings.NOT_JUDGED, "")
+    nothing = Estimate(np.float64("nan"), -np.inf, np.inf, np.int64(3), 100, np.nan, np.inf)
+    path = findings.record(NOTEBOOK, [findings.decide("2a", nothing, ABOUT)], [], ABOUT)
+    assert '"value": null' in path.read_text() and findings.read_results(path)["findings"]["detectable"].isna().all()
 
 
 def test_two_data_sets_never_share_a_folder_of_results():
@@ -62,11 +91,13 @@ def test_two_data_sets_never_share_a_folder_of_results():
 
 
 def test_compare_counts_the_claims_that_are_in_both(root):
-    here = [finding("2a"), finding("2d", verdict="direction only"), finding("2x"), finding("3a", value=np.nan)]
+    here = [finding("2a"), finding("2d", verdict="inconclusive"), finding("2b"), finding("3a", value=np.nan)]
     there = [finding("2a", value=0.2504), finding("2d", value=0.2501), finding("3a"), finding("4a")]
     here, there = (pd.DataFrame([asdict(item) for item in items]) for items in (here, there))
     sentence = "3 claims: 2 verdicts as in the reference, 1 differs (2d); largest difference 0.0004 (2a)."
     assert findings.compare(here, there) == sentence
+    renamed = there.assign(claim=["another", *there["claim"].tolist()[1:]])  # the same letter, another claim
+    assert findings.compare(here, renamed).startswith("2 claims")
     assert findings.compare(there, there).startswith("4 claims: 4 verdicts as in the reference; largest difference 0 (")
     assert findings.compare(here.tail(0), there) == "The reference has none of these claims."
 
@@ -85,7 +116,7 @@ def test_publish_replaces_what_the_reference_held_of_a_notebook(root):
     assert {path.name for path in reference.iterdir()} == files
     assert findings.read_reference(reference)["finding"].tolist() == ["2a", "2a"]
     assert "NaN" not in (reference / "findings.json").read_text()
-    assert "| 2a | swapped > clean |" in (root / "figures" / "README.md").read_text()
+    assert f"| 2a | {finding().claim} |" in (root / "figures" / "README.md").read_text()
 
 
 REFUSED = {
@@ -121,15 +152,40 @@ def test_a_damaged_file_is_named(root, content):
         findings.read_results(path)
 
 
+def publish_as_is(dataset, entries):
+    folder = findings.reference_folder(dataset, "laptop")
+    folder.mkdir(exist_ok=True)
+    (folder / "findings.json").write_text(json.dumps(entries))
+
+
 def test_the_page_shows_what_the_paper_reports_and_how_to_repeat_ours(root):
-    reference = findings.reference_folder("flickr8k", "laptop")
-    reference.mkdir()
-    rows = [finding(claim="a|b", dataset="flickr8k"), finding("2c", dataset="coco12k", low=None)]
-    (reference / "findings.json").write_text(json.dumps([asdict(row) for row in rows]))
+    rows = [finding(statistic="a|b", dataset="flickr8k"), finding("2c", dataset="coco12k", low=None)]
+    publish_as_is("flickr8k", [asdict(row) for row in rows])
     text = findings.page()
-    assert "a\\|b" in text and "above .89" in text and "**reproduced**" in text
+    assert "a\\|b" in text and "above .89" in text and "**reproduced** |" in text
     assert "0.250 [0.100, 0.400]" in text and "0.250 [—, 0.400]" in text
     assert "--only 02 --dataset flickr8k`" in text and "--dataset coco12k.parquet`" in text
+
+
+def test_the_page_adjusts_p_over_the_claims_tested_on_a_data_set_and_says_why_one_was_not(root):
+    tested = [finding("2a", p=0.01), finding("2d", p=0.00001), finding("3a", p=0.4), finding("4a", p=0.02, scale="gpu")]
+    publish_as_is("scenes", [asdict(row) for row in [*tested, finding("1e", verdict="not testable", reason="few")]])
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in findings.page().splitlines() if "[0.1" in line
+    ]
+    shown = {cells[0]: (cells[4], cells[5]) for cells in lines}
+    adjusted = {"2a": "0.020", "2d": "< 0.001", "3a": "0.400", "4a": "0.020", "1e": "—"}
+    assert shown == {name: (p, "0.200") for name, p in adjusted.items()}
+    assert next(cells[8] for cells in lines if cells[0] == "1e") == "**not testable**: few"
+
+
+def test_files_from_before_a_field_existed_or_with_one_that_is_gone_can_be_read(root):
+    old = asdict(finding("2a", claim="an old claim")) | {"run_keys": ["a", "b"]}
+    for name in ("reason", "p", "detectable", "runs", "claims_commit"):
+        del old[name]
+    publish_as_is("scenes", [old])
+    assert findings.all_references()[["reason", "runs"]].to_numpy().tolist() == [["", ""]]
+    assert "| 2a | an old claim | — |" in findings.page(), "the paper's words are those of the new claim"
 
 
 def test_the_committed_page_is_not_stale():

@@ -73,9 +73,36 @@ def test_equal_arguments_give_equal_weights_and_the_global_generator_is_left_alo
     assert all(torch.equal(weights[name], t) for name, t in built().state_dict().items())
     assert torch.equal(before, torch.random.get_rng_state())
     assert not torch.equal(weights["visual.proj"], built(seed=4).visual.proj)
-    narrow = built(widths=(0.5, 1.0), classes=7)
-    assert narrow.visual.proj.shape == (32, 64) and narrow.text_projection.shape == (64, 64)
-    assert narrow.classes.shape == (7, 64) and not hasattr(built(), "classes")
+    assert built(classes=7).classes.shape == (7, 64) and not hasattr(built(), "classes")
+
+
+def test_precision_is_as_asked_and_else_what_the_hardware_multiplies(monkeypatch):
+    for asked in ("fp32", "bf16"):
+        monkeypatch.setenv("CLIPMEM_PRECISION", asked)
+        assert models.precision() == asked
+    monkeypatch.setenv("CLIPMEM_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="CLIPMEM_PRECISION: expected fp32 or bf16, got 'fp16'"):
+        models.precision()
+    monkeypatch.delenv("CLIPMEM_PRECISION")
+    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    for avx512, amx, expected in ((False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert models.precision() == expected
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_torchs_and_so_are_its_gradients(masked):
+    def found(attend):
+        inputs = [torch.randn(6, 2, 9, 16, generator=seeded(i)).bfloat16().requires_grad_() for i in range(3)]
+        seen = torch.ones(9, 9, dtype=torch.bool).tril() if masked else None
+        output = attend(*inputs, seen)
+        output.float().square().sum().backward()
+        return [output, *(x.grad for x in inputs)]
+
+    for ours, torchs in zip(found(models._attend), found(F.scaled_dot_product_attention), strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, torchs, atol=0.03 * float(torchs.detach().abs().max()), rtol=0.05)
 
 
 def test_an_unknown_model_is_refused_with_the_names_there_are():

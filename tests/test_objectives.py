@@ -75,19 +75,28 @@ def test_label_loss_is_cross_entropy_with_the_shares_of_the_classes(model, views
     assert model.classes.grad.abs().sum() > 0 and model.token_embedding.weight.grad is None
 
 
-@pytest.mark.parametrize(("image_noise", "text_noise"), [(0.2, 0.0), (0.0, 0.2), (0.1, 0.3)])
-@pytest.mark.parametrize("at", ["before", "after"])
-def test_noise_falls_on_its_tower_before_or_after_the_unit_length(model, views, at, image_noise, text_noise):
-    recipe = Recipe(image_noise=image_noise, text_noise=text_noise, noise_at=at)
-    tokens, generator = sentences(6), seeded(5)
-    raw, found = (model.encode_image(views[0]), model.encode_text(tokens)), []
-    for e, sigma in zip(raw, (image_noise, text_noise), strict=True):
-        noise = sigma * torch.randn(e.shape, generator=generator) if sigma else torch.zeros_like(e)
-        found.append(F.normalize(e + noise, dim=1) if at == "before" else F.normalize(e, dim=1) + noise)
+@pytest.mark.parametrize(("image_noise", "text_noise"), [(0.2, 0.0), (0.0, 0.5), (0.1, 1.0)])
+def test_noise_falls_on_its_tower_and_follows_the_seed(model, views, image_noise, text_noise):
+    recipe, tokens, generator = Recipe(image_noise=image_noise, text_noise=text_noise), sentences(6), seeded(5)
+    found = [model.encode_image(views[0], normalize=True), model.encode_text(tokens, normalize=True)]
+    for i, length in enumerate((image_noise, text_noise)):
+        if length:
+            noise = length / 8 * torch.randn(found[i].shape, generator=generator)  # 64 coordinates
+            found[i] = F.normalize(found[i] + noise, dim=1)
     expected = contrastive(*found, float(model.logit_scale.detach().exp()))
     losses = (objectives.loss(model, recipe, views[0], tokens, seeded(seed)) for seed in (5, 5, 6))
     ours, again, other = (float(loss.detach()) for loss in losses)
     assert ours == again != other and ours == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("width", [64, 512])
+@pytest.mark.parametrize("length", [0.5, 1.0])
+def test_noise_has_the_same_length_in_every_width_and_leaves_unit_vectors(width, length):
+    vectors = F.normalize(torch.randn(4000, width, generator=seeded(1)), dim=1)
+    moved = objectives.noisy(vectors, length, seeded())
+    torch.testing.assert_close(moved.norm(dim=1), torch.ones(4000))
+    turned = (vectors * moved).sum(dim=1).mean()  # the noise is nearly perpendicular: a turn by atan(length)
+    assert float(turned) == pytest.approx((1 + length**2) ** -0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("frozen", ["", "image", "text"])

@@ -29,7 +29,7 @@ folder = Path(os.environ["CLIPMEM_RUNS"], "results", f"{dataset}-{scale}")
 folder.mkdir(parents=True, exist_ok=True)
 where = dict(seeds=seeds, dataset=dataset, scale=scale, notebook=NAME, commit="abc")
 row = dict(finding="2a", claim="swapped captions are memorized", verdict="reproduced", statistic="difference",
-           value=0.36, low=0.31, high=None, run_keys=["k"], **where)
+           value=0.36, low=0.31, high=None, reason="as told", **where)
 done = dict(run_id=os.environ["CLIPMEM_RUN_ID"], notebook=NAME, about=where, findings=[row], figures=FIGURES)
 (folder / f"{NAME}.json").write_text(json.dumps(done))"""
 
@@ -64,23 +64,24 @@ def executed(project, name, scale="smoke"):
 
 
 def test_a_notebook_that_does_its_work(project, capfd):
-    look = "import os, sys\nprint('seen', seeds, dataset, os.environ['CLIPMEM_LATER'])\nprint('kernel', sys.executable)"
+    look = "import os, sys\nprint('seen', seeds, dataset, os.environ['CLIPMEM_LATER'], os.environ['CLIPMEM_PRECISION'])"
+    look += "\nprint('kernel', sys.executable)"
     progress = "print('\\r[....] training: 50 %', end='')\nprint('\\r  \\r', end='')"
     write(project, "02_good", look, progress, "os.write(2, b'from outside Python')", figures=["a"])
     write(project, "03_good", "seeds = 1", parameters='scale: str = "smoke"\ndataset: str = "scenes"')
     for folder in ("runs/results/scenes-laptop", "figures/scenes-laptop"):
         (project / folder).mkdir(parents=True)
     (project / "runs/results/scenes-laptop/a.png").write_text("a figure")
-    assert run.main(["laptop", "--seeds", "5"], project) == 0
+    assert run.main(["laptop", "--seeds", "4", "--precision", "bf16"], project) == 0
     shown, log = capfd.readouterr().out, executed(project, "02_good.log", "laptop").read_text()
     assert "2 notebooks, 6 models, 2 in the store, about 20 minutes on this machine" in shown
     assert "[OK]   02_good  done in" in shown and "\n[....] training: 50 %\n" in shown
-    assert "reproduced  0.360 [0.310, -]          2a swapped captions are memorized" in shown
+    assert "reproduced  0.360 [0.310, -]          2a swapped captions are memorized (as told)" in shown
     assert "Not compared with the reference" in shown and "findings.json is missing" in shown
-    assert "seen 5 scenes 600" in log and f"kernel {sys.executable}" in log
+    assert "seen 4 scenes 600 bf16" in log and f"kernel {sys.executable}" in log
     assert "from outside Python" in log and "from outside Python" not in shown
     report = executed(project, "02_good.html", "laptop").read_text()
-    assert "seen 5 scenes" in report and "[....]" not in report.split("training")[-1]
+    assert "seen 4 scenes" in report and "[....]" not in report.split("training")[-1]
     link = re.search(r"Reports: (file:///\S+index.html)", shown)[1]
     assert "%7Bproject%7D" in link and '"02_good.html"' in executed(project, "index.html", "laptop").read_text()
     book = json.loads((project / "runs/results/scenes-laptop/02_good.json").read_text())
@@ -155,7 +156,7 @@ def test_parameters_are_strict(project, capfd):
     assert "no parameter 'dataset'" in (text := refusal('scale: str = ""\ndatset: str = ""'))
     assert text.startswith("[FAIL] 02_x.ipynb") and "Did you mean 'datset'?" in text
     assert "Did you mean 'sedes'?" in refusal('scale: str = ""\ndataset: str = ""\nsedes: int = 3')
-    assert "seeds is str there, and was given 3" in refusal('scale: str = ""\ndataset: str = ""\nseeds: str = ""')
+    assert "seeds is str there, and was given 5" in refusal('scale: str = ""\ndataset: str = ""\nseeds: str = ""')
     assert not (project / "runs" / "executed").exists()
     (project / "notebooks" / "02_x.ipynb").write_text("{")
     assert run.main(["smoke"], project) == 2 and "cannot be read as a notebook" in capfd.readouterr().err

@@ -18,7 +18,11 @@ from lib.model import image_layers, light_crop, normalise
 from lib.objectives import other_view
 from lib.recipes import f_and_g
 
-COLUMNS = {"caption": {"plain", "contrast", "similarity", "loss"}, "label": {"probability"}, "view": {"distance_image"}}
+COLUMNS = {
+    "caption": {"plain", "contrast", "consistency", "similarity", "loss"},
+    "label": {"probability"},
+    "view": {"distance_image"},
+}
 
 
 def seeded(seed):
@@ -50,82 +54,104 @@ def text(model, prepared, rows, caption=0):
 def naive_alignment(views, own_text, held_image, held_text, own):
     """The definition for one pair, one cosine at a time; `own`: its place among the held-out pairs, or -1."""
     others = [m for m in range(len(held_text)) if m != own]
-    plain, contrast = [], []
+    plain, contrast, consistency = [], [], []
     for view in views:
         captions = [float(view @ held_text[m]) for m in others]
         images = [float(held_image[m] @ own_text) for m in others]
         plain.append(float(view @ own_text))
         contrast.append(plain[-1] - sum(captions) / len(captions) - sum(images) / len(images))
-    return sum(plain) / len(plain), sum(contrast) / len(contrast)
+        # as MultiMem writes it: half the squared length of a sum, minus half the mean product with others
+        own_sum = view + own_text
+        products = [float(own_sum @ (held_image[m] + held_text[m])) for m in others]
+        consistency.append(float(own_sum @ own_sum) / 2 - sum(products) / len(products) / 2)
+    return tuple(sum(form) / len(form) for form in (plain, contrast, consistency))
 
 
 def test_alignment_and_loss_equal_their_definitions():
     views, texts, held_image, held_text = vectors(4, 6, 8), vectors(6, 8), vectors(5, 8, seed=1), vectors(5, 8, seed=2)
     own = torch.tensor([-1, -1, -1, 0, 4, 2])
     held_text[own[3:]] = texts[3:]
-    plain, contrast = scores.align(views, texts, held_image, held_text, own)
+    found = scores.align(views, texts, held_image, held_text, own)
     loss = scores.pair_loss(views[0], texts, held_image, held_text, own, scale=7.0)
     for i in range(6):
         expected = naive_alignment(views[:, i], texts[i], held_image, held_text, own[i])
-        assert (float(plain[i]), float(contrast[i])) == pytest.approx(expected, abs=1e-6)
+        assert [float(form[i]) for form in found] == pytest.approx(expected, abs=1e-6)
         same, others = math.exp(7 * views[0, i] @ texts[i]), [m for m in range(5) if m != own[i]]
         by_image = same + sum(math.exp(7 * views[0, i] @ held_text[m]) for m in others)
         by_text = same + sum(math.exp(7 * texts[i] @ held_image[m]) for m in others)
         assert float(loss[i]) == pytest.approx(-(math.log(same / by_image) + math.log(same / by_text)) / 2, abs=1e-5)
 
 
-def test_what_is_measured_of_a_pair_is_of_its_own_embeddings_and_its_own_place_held_out(prepared, model):
-    found = scores.measure(model, "caption", prepared, views=2).set_index("pair_id")
+@pytest.mark.parametrize("captions", [1, 3])
+def test_what_is_measured_is_of_the_trained_captions_and_the_clean_external_pairs(prepared, model, captions):
+    found = scores.measure(model, replace(TINY, n_captions=captions), prepared, views=2).set_index("pair_id")
     external = prepared.subsets["external"]
-    held = image(model, normalise(torch.from_numpy(prepared.images[external]))), text(model, prepared, external)
-    for subset, place in (("candidate", 3), ("external", 5)):
+    clean = external[(prepared.table.loc[external, "corruption"] == "clean").to_numpy()]
+    assert scores.held_out(prepared).tolist() == clean.tolist() and 0 < len(clean) < len(external)
+    held = image(model, normalise(torch.from_numpy(prepared.images[clean]))), text(model, prepared, clean)
+    for subset, row in (("pool", prepared.subsets["pool"][3]), ("external", clean[5])):
         rows = prepared.subsets[subset]
-        images = torch.from_numpy(prepared.images[rows])
+        place, images = rows.tolist().index(row), torch.from_numpy(prepared.images[rows])
         views = [image(model, light_crop(images, seeded(a)))[place] for a in range(2)]
-        own_text = text(model, prepared, rows)[place]
-        row = found.loc[prepared.pair_ids[rows[place]]]
-        expected = naive_alignment(views, own_text, *held, place if subset == "external" else -1)
-        assert (row["plain"], row["contrast"]) == pytest.approx(expected, abs=1e-5)
-        assert row["similarity"] == pytest.approx(float(image(model, normalise(images))[place] @ own_text), abs=1e-5)
+        own, plain_image = (5 if subset == "external" else -1), image(model, normalise(images))[place]
+        texts = [text(model, prepared, rows, c)[place] for c in range(captions)]
+        expected = np.mean([naive_alignment(views, one, *held, own) for one in texts], axis=0)
+        measured = found.loc[prepared.pair_ids[row]]
+        assert measured[["plain", "contrast", "consistency"]].tolist() == pytest.approx(expected, abs=1e-5)
+        assert measured["similarity"] == pytest.approx(np.mean([float(plain_image @ one) for one in texts]), abs=1e-5)
 
 
 @pytest.mark.parametrize("objective", COLUMNS)
 def test_the_columns_follow_the_objective_and_no_number_depends_on_the_subsets_asked_for(prepared, objective):
-    model = made(prepared, objective)
+    model, recipe, subsets = (
+        made(prepared, objective),
+        replace(TINY, objective=objective),
+        ("shared", "pool", "external"),
+    )
     for views in (0, 2):
-        whole = scores.measure(model, objective, prepared, views, scores.SUBSETS)
+        whole = scores.measure(model, recipe, prepared, views, subsets)
         assert set(whole) == {"pair_id", "subset"} | COLUMNS[objective] and whole.notna().all().all()
-        assert whole.groupby("subset").size().to_dict() == dict.fromkeys(scores.SUBSETS, 40)  # of 60 shared pairs too
+        assert whole.groupby("subset").size().to_dict() == {"shared": 60, "pool": 80, "external": 40}
         truth = prepared.table.set_index("pair_id")["subset"]
         assert whole["subset"].tolist() == truth[whole["pair_id"]].tolist() and whole["pair_id"].is_unique
-        part = scores.measure(model, objective, prepared, views, ["external"])
+        part = scores.measure(model, recipe, prepared, views, ["external"])
         pd.testing.assert_frame_equal(part, whole[whole["subset"] == "external"].reset_index(drop=True))
 
 
+def test_inside_is_the_model_that_was_trained_on_the_pair(prepared):
+    ids = prepared.pair_ids[np.concatenate([prepared.subsets["pool"], prepared.subsets["external"]])]
+    f, g = (pd.DataFrame({"pair_id": ids, "loss": np.arange(120) + start}) for start in (0.0, 1000.0))
+    found = scores.inside_outside(f, g, prepared, seed=3).set_index("pair_id")
+    for name, sign in (("candidate", 1), ("independent", -1)):
+        own = found.loc[prepared.pair_ids[prepared.half(name, 3)]]
+        assert (own["member"] == sign).all() and (own["loss_in"] - own["loss_out"] == -1000 * sign).all()
+    outside = found.loc[prepared.pair_ids[prepared.subsets["external"]]]
+    assert (outside["member"] == 0).all() and (outside["loss_in"] < 1000).all()
+    with pytest.raises(ValueError, match="f and g are of different pairs"):
+        scores.inside_outside(f, g.iloc[::-1].reset_index(drop=True), prepared, 3)
+
+
 def test_the_probability_is_of_all_the_classes_of_a_pair(prepared):
-    classes, rows = len(prepared.class_names), prepared.subsets["candidate"]
+    classes, rows = len(prepared.class_names), prepared.subsets["pool"]
     model, targets = made(prepared, "label"), prepared.targets.copy()
     targets[rows[0]] = [0.5, 0.5, *[0] * (classes - 2)]
     targets[rows[1]] = 0
-    found = scores.measure(model, "label", replace(prepared, targets=targets), views=2)["probability"]
+    asked = replace(TINY, objective="label")
+    found = scores.measure(model, asked, replace(prepared, targets=targets), views=2)["probability"]
     table, scale = F.normalize(model.classes.detach(), dim=1), float(model.logit_scale.detach().exp())
     views = [image(model, light_crop(torch.from_numpy(prepared.images[rows]), seeded(a))) for a in range(2)]
     odds = [np.exp(scale * x @ table.T) for x in views]
     chances = np.mean([x / x.sum(axis=1, keepdims=True) for x in odds], axis=0)
-    assert found[:40].tolist() == pytest.approx((chances * (targets[rows] > 0)).sum(axis=1).tolist(), abs=1e-5)
-
-
-def test_range_normalisation_takes_its_range_from_the_candidates():
-    raw = pd.Series([0.2, 0.6, 5.0])
-    assert scores.range_normalised(raw, pd.Series([True, True, False])).tolist() == pytest.approx([0.5, 1.5, 12.5])
+    assert found[:80].tolist() == pytest.approx((chances * (targets[rows] > 0)).sum(axis=1).tolist(), abs=1e-5)
 
 
 def test_planted_memorization_is_found(prepared, trained):
     overfit = replace(TINY, epochs=20, evaluations=1)  # 80 steps on 100 pairs
-    f, g = (scores.measure(runs.load(r, prepared), "caption", prepared, 2) for r in f_and_g(overfit, 0))
-    for form in ("contrast", "plain"):
-        means = f.assign(clipmem=f[form] - g[form]).groupby("subset")["clipmem"].mean()
-        assert means["candidate"] > 0.5 and means["external"] < 0.2
+    f, g = (scores.measure(runs.load(recipe), recipe, prepared, 2) for recipe in f_and_g(overfit, 0))
+    found = scores.inside_outside(f, g, prepared, 0)
+    for form in ("contrast", "plain", "consistency"):
+        means = (found[f"{form}_in"] - found[f"{form}_out"]).groupby(found["subset"]).mean()
+        assert means["pool"] > 0.3 and abs(means["external"]) < 0.2, form
 
 
 def naive_distance(views):
@@ -137,25 +163,13 @@ def test_distance_is_the_mean_over_all_pairs_of_views():
     assert scores.distance(views).tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(5)], abs=1e-6)
 
 
-def test_each_encoder_is_asked_about_its_own_views(prepared, model):
-    rows = prepared.subsets["candidate"]
+def test_the_image_encoder_is_asked_about_its_own_views(prepared, model):
+    rows = prepared.subsets["pool"]
     images = torch.from_numpy(prepared.images[rows])
-    by_image = torch.stack([image(model, other_view(images, seeded(a))) for a in range(scores.SSL_VIEWS)])
-    by_text = torch.stack([text(model, prepared, rows, c) for c in range(prepared.tokens.shape[1])])
-    found = scores.by_encoder(model, prepared, rows)
-    assert found["pair_id"].tolist() == prepared.pair_ids[rows].tolist() and prepared.inverted[rows].any()
-    for name, views in (("image", by_image), ("text", by_text)):
-        assert found[name].tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(40)], abs=1e-5)
-    graded = scores.by_strength(model, prepared, rows)
-    moved = graded[[f"image_{i}" for i in range(len(scores.STRENGTHS))]].mean()
-    assert graded["text"].equals(found["text"]) and moved.is_monotonic_increasing and moved.iat[-1] > 1.5 * moved.iat[0]
-
-
-def test_one_caption_has_no_variety_and_five_equal_ones_move_nothing(prepared, model):
-    rows = prepared.subsets["candidate"]
-    one, five = (replace(prepared, tokens=np.repeat(prepared.tokens[:, :1], n, axis=1)) for n in (1, 5))
-    assert scores.by_encoder(model, one, rows)["text"].isna().all()
-    assert scores.by_encoder(model, five, rows)["text"].max() < 1e-5
+    views = torch.stack([image(model, other_view(images, seeded(a))) for a in range(scores.SSL_VIEWS)])
+    found = scores.image_distance(model, prepared, rows)
+    assert prepared.inverted[rows].any()
+    assert found.tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(80)], abs=1e-5)
 
 
 def selectivity(means):
@@ -186,7 +200,7 @@ def hooked(model, x):
 
 def test_unitmem_classmem_and_layer_distances_equal_naive_ones(prepared, model, monkeypatch):
     monkeypatch.setattr(lib.model, "BLOCK", 5)
-    rows = np.sort(np.r_[prepared.subsets["candidate"][:6], prepared.subsets["shared"][:3]])
+    rows = np.sort(np.r_[prepared.subsets["pool"][:6], prepared.subsets["shared"][:3]])
     images = torch.from_numpy(prepared.images[rows]).split(5)  # each block draws its crops afresh
     crops = [[hooked(model, light_crop(part, seeded(a)))[0] for a in range(3)] for part in images]
     views = [[hooked(model, other_view(images[b], seeded(5045 * b + a)))[1] for a in range(5)] for b in range(2)]
@@ -207,8 +221,8 @@ def test_unitmem_classmem_and_layer_distances_equal_naive_ones(prepared, model, 
 
 
 def test_units_do_not_depend_on_the_blocks_where_the_crops_do_not(prepared, model, monkeypatch):
-    plain = np.random.default_rng(0).integers(0, 256, (240, 3, 1, 1), np.uint8)  # each of one colour, however cropped
-    plain = replace(prepared, images=np.ascontiguousarray(np.broadcast_to(plain, (240, 3, 32, 32))))
+    plain = np.random.default_rng(0).integers(0, 256, (260, 3, 1, 1), np.uint8)  # each of one colour, however cropped
+    plain = replace(prepared, images=np.ascontiguousarray(np.broadcast_to(plain, (260, 3, 32, 32))))
     rows = prepared.subsets["shared"]
     whole = scores.unit_scores(model, plain, rows, 2)
     assert whole[["unitmem", "classmem"]].std().min() > 0.01

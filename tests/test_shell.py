@@ -18,6 +18,7 @@ WRONG = {
     "laptpo": "Did you mean 'laptop'?",
     "--seeds none": "invalid int value",
     "--seeds 0": "whole number from 1",
+    "--precision fp16": "expected fp32 or bf16",
     "--only 01 --from 02": "use one of them",
     "--dataset=": "got an empty text",
 }
@@ -34,8 +35,9 @@ def test_the_continue_command_gives_the_same_options_again(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a b").mkdir()
     words = ["gpu", "--image", "photo", "--seeds", "2", "--jobs", "2", "--force", "--keep-going", "--publish"]
+    words += ["--precision", "fp32"]
     line = command(parse([*words, "--dataset", "a b"]), "03_encoder_attribution")
-    options = f"--dataset '{tmp_path}/a b' --image photo --seeds 2 --jobs 2 --keep-going --publish"
+    options = f"--dataset '{tmp_path}/a b' --image photo --seeds 2 --jobs 2 --precision fp32 --keep-going --publish"
     assert line == f"./run_all.sh gpu --from 03 {options}", "a path is absolute, and nothing trained is thrown away"
     assert command(parse(["gpu", "--only", "miscap"]), "02_x") == "./run_all.sh gpu --only miscap"
 
@@ -49,7 +51,7 @@ def test_the_shell_shows_its_help_and_refuses_what_it_does_not_know(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(ROOT / "run_all.sh")
     for done in (shell(ROOT / "run_all.sh", "--help"), shell(link, "--help", sh=["sh"])):
-        assert done.returncode == 0 and done.stdout.startswith("./run_all.sh [smoke|laptop|gpu|paper]")
+        assert done.returncode == 0 and done.stdout.startswith("./run_all.sh [smoke|laptop|deep|gpu|paper]")
         for name in (*run.DEFAULTS, *run.FLAGS, "test", "help"):
             assert f"\n  --{name} " in done.stdout
     done = shell(link, "smoke", "--forse", sh=["sh"])

@@ -59,11 +59,32 @@ def test_values_are_means_over_seeds_of_the_naive_statistic():
         assert ours[name].low < ours[name].value < ours[name].high
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say_or_more():
-    hits = [
-        (e := stats.difference(scores(seed_sd=0.1, rng_seed=i), n_boot=100)).low <= 0.2 <= e.high for i in range(150)
-    ]
-    assert np.mean(hits) >= 0.93
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(3, 0.0), (5, 0.05), (5, 0.15), (10, 0.05)])
+def test_intervals_cover_the_truth_and_verdicts_on_a_true_null_are_rarely_wrong(seeds, seed_sd):
+    found = [stats.difference(scores(seeds, effect=0.0, seed_sd=seed_sd, rng_seed=i), n_boot=100) for i in range(300)]
+    wrong = np.mean([stats.verdict(e)[0] in ("reproduced", "contradicted") for e in found])
+    assert wrong <= 0.05 + 2 * (0.05 * 0.95 / 300) ** 0.5  # 5 %, and two standard errors of the simulation
+    assert np.mean([e.p < 0.05 for e in found]) == wrong
+
+
+def test_intervals_agree_with_the_multibootstrap():
+    table = scores(seeds=12, pairs=200, seed_sd=0.05)
+    wide = table.pivot(index="seed", columns="pair_id", values="clipmem").to_numpy()
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(2000):  # Sellam et al. 2022: seeds and pairs are resampled together, the pairs within their group
+        pairs = np.concatenate([rng.integers(0, 50, 50), rng.integers(50, 200, 150)])
+        chosen = wide[np.ix_(rng.integers(0, 12, 12), pairs)].mean(axis=0)
+        draws.append(chosen[:50].mean() - chosen[50:].mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    ours = stats.difference(table)
+    assert ours.high - ours.low == pytest.approx(high - low, rel=0.15)
+    assert ours.low == pytest.approx(low, abs=0.15 * (high - low))
+
+
+def test_what_is_detectable_is_found_as_often_as_it_says():
+    reach = stats.difference(scores(seeds=6, seed_sd=0.05, rng_seed=1), n_boot=200).detectable
+    found = [stats.difference(scores(6, effect=reach, seed_sd=0.05, rng_seed=i), n_boot=60).low > 0 for i in range(150)]
+    assert 0.6 < np.mean(found) < 0.95
 
 
 def test_seeds_that_disagree_widen_the_interval_and_n_counts_pairs_of_the_smallest_group_once():
@@ -82,7 +103,8 @@ def test_over_seeds_is_scipys_t_interval_and_one_seed_has_none():
     assert (found.seeds, found.n) == (4, 77) and found == stats.over_seeds(pd.Series(values), 77)
     single = stats.over_seeds([0.3], 77)
     assert (single.value, single.low, single.high, single.seeds) == (0.3, -np.inf, np.inf, 1)
-    assert stats.verdict(single) == "not testable at this scale"
+    assert stats.verdict(single) == ("not testable", "1 seed is too few: use at least 2")
+    assert found.p == pytest.approx(reference.ttest_1samp(values, 0).pvalue)
 
 
 def test_an_interval_is_repeatable_and_2000_resamples_are_quick():
@@ -100,31 +122,46 @@ def test_gain_compares_with_the_best_baseline():
     assert best == "weak" and gained.value == pytest.approx(value["clipmem"] - value["weak"])
 
 
-def test_noise_range_and_means():
+def test_means_by_group_and_the_smaller_of_two():
+    means = stats.means(scores(), "corruption", n_boot=20)
+    assert list(means["corruption"]) == ["swapped", "clean"] and list(means["n"]) == [25, 75]
+    first, second = stats.over_seeds([0.3, 0.4, 0.5], 9), stats.over_seeds([0.1, 0.2, 0.3], 30)
+    both = stats.smaller(first, second)
+    assert (both.value, both.low, both.high) == (second.value, second.low, second.high) and both.p == second.p
+
+
+def test_hits_at_a_rate_of_false_alarms_by_hand():
+    values, positive = np.array([9, 8, 7, 6, 5, 4, 3.0]), np.array([1, 0, 1, 1, 0, 0, 0], bool)
+    for rate, share in ((0.1, 1 / 3), (0.25, 1.0), (0.9, 1.0)):
+        assert stats.hits_at(rate, values, positive, np.ones((1, 7))).tolist() == pytest.approx([share])
     table = scores()
-    low, high = stats.noise_range(table)
-    assert table.noise_floor.between(low, high).mean() == pytest.approx(0.95, abs=0.02)
-    means = stats.means(table, "corruption", n_boot=20)
-    assert list(means["corruption"]) == ["clean", "swapped"] and list(means["n"]) == [75, 25]
+    swapped, clean = (table[(table.seed == 0) & (table.corruption == name)].clipmem for name in ("swapped", "clean"))
+    one = stats.detect(table[table.seed == 0], rate=0.05, n_boot=2)
+    assert one.value == (swapped > np.sort(clean)[-4]).mean()  # 3 of 75 are within 5 %
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "claim", "seeds", "n", "expected"),
+    ("value", "low", "high", "side", "seeds", "n", "expected"),
     [
         (0.2, 0.1, 0.3, "above", 3, 50, "reproduced"),
-        (0.2, -0.1, 0.3, "above", 3, 50, "direction only"),
-        (0.2, 0.0, 0.3, "above", 3, 50, "direction only"),
-        (-0.2, -0.3, -0.1, "above", 3, 50, "not reproduced"),
-        (0.0, -0.3, 0.3, "above", 3, 50, "not reproduced"),
+        (0.2, -0.1, 0.3, "above", 3, 50, "inconclusive"),
+        (0.2, 0.0, 0.3, "above", 3, 50, "inconclusive"),
+        (-0.2, -0.3, -0.1, "above", 3, 50, "contradicted"),
         (-0.2, -0.3, -0.1, "below", 3, 50, "reproduced"),
-        (-0.2, -0.3, 0.1, "below", 3, 50, "direction only"),
-        (0.2, 0.1, 0.3, "above", 1, 50, "not testable at this scale"),
-        (0.2, 0.1, 0.3, "above", 3, 19, "not testable at this scale"),
-        (np.nan, np.nan, np.nan, "above", 3, 50, "not testable at this scale"),
+        (0.2, 0.1, 0.3, "below", 3, 50, "contradicted"),
+        (0.2, 0.1, 0.3, "above", 1, 50, "not testable"),
+        (0.2, 0.1, 0.3, "above", 3, 19, "not testable"),
+        (np.nan, np.nan, np.nan, "above", 3, 50, "not testable"),
     ],
 )
-def test_verdict_rules(value, low, high, claim, seeds, n, expected):
-    assert stats.verdict(stats.Estimate(value, low, high, seeds, n), claim=claim) == expected
+def test_verdict_rules(value, low, high, side, seeds, n, expected):
+    outcome, reason = stats.verdict(stats.Estimate(value, low, high, seeds, n, 0.5, 0.1), side)
+    assert outcome == expected and bool(reason) == (expected == "not testable")
+
+
+def test_holms_adjustment_by_hand():
+    assert stats.holm([0.01, 0.04, np.nan, 0.03]).tolist() == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    assert stats.holm([]).tolist() == []
 
 
 def test_errors_name_what_is_wrong():
@@ -140,4 +177,4 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="no pair has corruption = 'vague'"):
         stats.difference(table, high="vague")
     with pytest.raises(ValueError, match="'above' or 'below'"):
-        stats.verdict(stats.Estimate(0.1, 0.0, 0.2, 3, 50), claim="more")
+        stats.verdict(stats.Estimate(0.1, 0.0, 0.2, 3, 50, 0.5, 0.1), "more")

@@ -1,23 +1,21 @@
 """Tables of pairs, units and models against differences taken by hand, and what is computed from them."""
 
-from dataclasses import astuple, replace
-from itertools import combinations, product
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from scipy import stats as reference
 
-from lib import figures, interventions, objectives, runs, scores, tables, train
+from lib import encoders, interventions, objectives, runs, scores, stats, tables, utility
 from lib.model import encode_image, encode_text, normalise
-from lib.recipes import at_scale, f_and_g, mitigations, noise_floor_model
+from lib.recipes import at_scale, f_and_g, mitigations
 from lib.study import Study
 from lib.utility import Labelled
 
 PARADIGMS = ("label", "caption", "view")
-STRENGTHS = [f"image_{i}" for i in range(len(scores.STRENGTHS))]
 
 
 @pytest.fixture
@@ -28,57 +26,66 @@ def make(prepared, trained):
         conditions = {name: replace(trained, **change) for name, change in ({"CLIP": {}} | changes).items()}
         return Study(
             notebook="", dataset="scenes", scale="smoke", seeds=seeds, base=trained, prepared=prepared, augmentations=2,
-            conditions=conditions, models=(), noise_floor=noise_floor_model(trained, seeds), about={},
+            conditions=conditions, models=(), about={},
         )  # fmt: skip
 
     return study
 
 
-def by_hand(study, recipe, subsets=scores.DEFAULT_SUBSETS):
-    model = runs.load(recipe, study.prepared)
-    return scores.measure(model, recipe.objective, study.prepared, 2, subsets).set_index("pair_id")
+def by_hand(study, recipe, subsets=scores.SUBSETS):
+    return scores.measure(runs.load(recipe), recipe, study.prepared, 2, subsets).set_index("pair_id")
+
+
+def inside_minus_outside(study, f, g, seed):
+    """Return f - g of pairs that f was trained on, or neither, and g - f of pairs that g was."""
+    trained_by_g = f.index.isin(study.prepared.pair_ids[study.prepared.half("independent", seed)])
+    return (f - g) * np.where(trained_by_g, -1, 1)
 
 
 def of(table, condition, seed):
     return table[(table["condition"] == condition) & (table["seed"] == seed)].set_index("pair_id")
 
 
-def t_interval(values):
-    return np.mean(values), *reference.t.interval(0.95, len(values) - 1, np.mean(values), reference.sem(values))
-
-
-def test_f_and_g_must_be_of_the_same_pairs():
-    table = pd.DataFrame({"role": [*"ffgg"], "seed": 0, "pair_id": [3, 5, 3, 5], "plain": [0.9, 0.8, 0.1, 0.6]})
-    assert_allclose(runs.f_minus_g(table, {"plain": "clipmem"}, sign=-1)["clipmem"], [-0.8, -0.2])
-    with pytest.raises(ValueError, match="f and g are of different pairs"):
-        runs.f_minus_g(table.assign(pair_id=[3, 5, 5, 3]), {"plain": "clipmem"})
-
-
 def test_scores_of_pairs_are_differences_taken_by_hand(make):
-    study = make(more={"n_captions": 2})
-    found = tables.score_pairs(study, subsets=scores.SUBSETS, noise_floor=True)
-    assert len(found) == 2 * 2 * 4 * 40 and found.drop(columns=["vagueness", "rarity"]).notna().all().all()
-    other = by_hand(study, study.noise_floor, scores.SUBSETS)
+    study, subsets = make(more={"n_captions": 2}), ("shared", "pool", "external")
+    found = tables.score_pairs(study, subsets=subsets)
+    assert len(found) == 2 * 2 * 180 and found.drop(columns=["vagueness", "rarity"]).notna().all().all()
     for condition, seed in (("CLIP", 0), ("CLIP", 1), ("more", 1)):
-        f, g = (by_hand(study, recipe, scores.SUBSETS) for recipe in f_and_g(study.conditions[condition], seed))
-        raw, chosen, part = f["contrast"] - g["contrast"], f["subset"] == "candidate", of(found, condition, seed)
-        expected = {"clipmem": raw, "clipmem_plain": f["plain"] - g["plain"], "loss_f": f["loss"]}
-        expected |= {"similarity_f": f["similarity"], "similarity_g": g["similarity"]}
-        expected |= {"clipmem_normalised": raw / np.ptp(raw[chosen]), "noise_floor": f["contrast"] - other["contrast"]}
+        f, g = (by_hand(study, recipe, subsets) for recipe in f_and_g(study.conditions[condition], seed))
+        part, pool = of(found, condition, seed), (f["subset"] == "pool").to_numpy()
+        raw = inside_minus_outside(study, f["contrast"], g["contrast"], seed)
+        expected = {"clipmem": raw, "clipmem_plain": inside_minus_outside(study, f["plain"], g["plain"], seed)}
+        expected |= {"clipmem_normalised": raw / np.ptp(raw[pool])}
+        expected |= {"loss_in": np.where(part["member"] == -1, g["loss"], f["loss"])}
         assert_allclose(part[list(expected)], pd.DataFrame(expected), atol=1e-12)
+        assert part["member"].abs().eq(pool).all()
         truth = study.prepared.table.set_index("pair_id").loc[f.index, tables.TRUTH[1:]]
         pd.testing.assert_frame_equal(part[tables.TRUTH[1:]], truth)
-    default = tables.candidates(tables.score_pairs(study, ["more"]))
-    assert_allclose(default["clipmem"], tables.candidates(found).query("condition == 'more'")["clipmem"])
+    default = tables.pool(tables.score_pairs(study, ["more"]))
+    assert_allclose(default["clipmem"], tables.pool(found).query("condition == 'more'")["clipmem"])
 
 
-def test_what_was_recorded_along_training_and_that_scores_are_kept(make, prepared, monkeypatch):
-    study, y = make(seeds=(0,)), np.arange(40) % 2
+def test_what_was_recorded_along_training_and_the_baselines(make, prepared):
+    study = make(seeds=(0,))
     curve, history = tables.during_training(study), tables.histories(study)
-    assert curve.groupby("epoch").size().to_dict() == {1: 80, 2: 80} and history.groupby("role").size().eq(2).all()
-    f, g = (scores.measure(runs.load(r, prepared), "caption", prepared, 0)["contrast"] for r in f_and_g(study.base, 0))
-    assert_allclose(curve.loc[curve["epoch"] == 2, "clipmem"], f - g, atol=1e-6)
-    assert history[["loss", "lr", "probe", "image_to_text_r10", "unitmem_1", "unitmem_2"]].notna().all().all()
+    assert curve.groupby("epoch").size().to_dict() == {1: 120, 2: 120} and history.groupby("role").size().eq(2).all()
+    f, g = (scores.measure(runs.load(r), r, prepared, 0).set_index("pair_id") for r in f_and_g(study.base, 0))
+    last = curve[curve["epoch"] == 2].set_index("pair_id")
+    assert_allclose(last["clipmem"], inside_minus_outside(study, f["contrast"], g["contrast"], 0), atol=1e-6)
+    assert last["loss"].unique() == pytest.approx(history.query("epoch == 2")["loss"].mean())
+    assert history[["loss", "lr", "probe", "bits", "unitmem_1", "unitmem_2"]].notna().all().all()
+    found = tables.add_baselines(study, tables.score_pairs(study)).set_index("pair_id")
+    first = curve[curve["epoch"] == 1].set_index("pair_id")["loss_in"]
+    assert_allclose(found["early_loss_in"], first[found.index])
+    assert_allclose(found["mean_loss_in"], (first + last["loss_in"])[found.index] / 2)
+    assert (
+        len(found) == 120
+        and found[["augmentation_in", "augmentation_out", "lemon_in", "lemon_out"]].notna().all().all()
+    )
+
+
+def test_scores_are_kept_and_utility_is_measured_anew_on_other_images(make, monkeypatch):
+    study, y = make(seeds=(0,)), np.arange(40) % 2
     images = np.random.default_rng(0).integers(0, 60, (40, 3, 32, 32), dtype=np.uint8)
     images[y == 1, 0] += 190  # red
     bright = Labelled("bright", images[:20], y[:20], images[20:], y[20:], ("star", "heart"), "a" * 64)
@@ -88,9 +95,8 @@ def test_what_was_recorded_along_training_and_that_scores_are_kept(make, prepare
         return tables.score_pairs(study), *(interventions.utilities(study, [one]) for one in (bright, inverse))
 
     pairs, right, wrong = asked()
-    assert right["probe_bright"].tolist() == [1] and wrong["probe_bright"].tolist() == [0] and right["tested"][0] == 20
-    last = history.query("role == 'f' and epoch == 2")["text_to_image_r10"]
-    assert right["text_to_image_r10"].tolist() == last.tolist() and wrong["condition"].tolist() == ["CLIP"]
+    assert right["probe_bright"].dropna().tolist() == [1] * 20 and wrong["probe_bright"].dropna().tolist() == [0] * 20
+    assert right["pair_id"].tolist() == [*range(40)] and right["bits"].notna().all()
     monkeypatch.setattr(runs, "load", lambda *_: pytest.fail("measured again"))
     for first, again in zip((pairs, right, wrong), asked(), strict=True):
         pd.testing.assert_frame_equal(first, again)
@@ -103,22 +109,32 @@ def test_the_three_paradigms(make, prepared):
     for name, column, sign in (("label", "probability", 1), ("caption", "contrast", 1), ("view", "distance_image", -1)):
         f, g = (by_hand(study, recipe)[column] for recipe in f_and_g(study.conditions[name], 1))
         part = own[own["seed"] == 1].set_index("pair_id")
-        assert_allclose(part[name], sign * (f - g)[part.index], atol=1e-12)
+        assert len(part) == 80
+        assert_allclose(part[name], sign * inside_minus_outside(study, f, g, 1)[part.index], atol=1e-12)
         assert_allclose(part[f"{name}_rank"], [(part[name] <= value).mean() for value in part[name]])
-    wide = own.pivot(index="pair_id", columns="seed")
-    expected = {(a, b, s): ((a, s), (b, s)) for a, b in combinations(PARADIGMS, 2) for s in (0, 1)}
-    expected |= {(a, a, 0): ((a, 0), (a, 1)) for a in PARADIGMS}  # the ceiling: two seeds of one paradigm
-    taus = tables.agreement(own)
-    tau = taus.set_index(["first", "second", "seed"])["tau"].to_dict()
-    assert tau == pytest.approx({k: reference.kendalltau(wide[x], wide[y])[0] for k, (x, y) in expected.items()})
-    nearer = [min(tau["label", "caption", s], tau["caption", "view", s]) - tau["label", "view", s] for s in (0, 1)]
-    assert_allclose(tables.between(taus), nearer)  # above 0: CLIP lies between the other two
-    f, g = (runs.load(recipe, prepared) for recipe in f_and_g(study.conditions["view"], 0))
-    found = units.query("condition == 'view' and seed == 0").reset_index(drop=True)
-    theirs = scores.unit_scores(f, prepared, train.training_rows(study.conditions["view"], prepared), 2)
+    f, g = f_and_g(study.conditions["view"], 0)
+    found = units.query("condition == 'view' and seed == 0 and role == 'g'").reset_index(drop=True)
+    theirs = scores.unit_scores(runs.load(g), prepared, runs.unplanted(g), 2)
+    assert prepared.inverted.sum() > 0 and not prepared.inverted[runs.unplanted(g)].any()
     pd.testing.assert_frame_equal(found[theirs.columns], theirs)
-    moved = [scores.layer_distances(x, prepared, prepared.subsets["candidate"])["distance"] for x in (f, g)]
-    assert_allclose(layers.query("condition == 'view' and seed == 0")["layermem"], moved[1] - moved[0])
+    halves = [prepared.half(name, 0) for name in ("candidate", "independent")]
+    moved = [[scores.layer_distances(runs.load(r), prepared, rows)["distance"] for rows in halves] for r in (f, g)]
+    expected = ((moved[1][0] - moved[0][0]) + (moved[0][1] - moved[1][1])) / 2
+    assert_allclose(layers.query("condition == 'view' and seed == 0")["layermem"], expected)
+    agreement = tables.agreement(own).set_index(["first", "second"])
+    assert (agreement["correlation"].abs() <= 1).all() and agreement.loc[("label", "view"), "ceiling"] >= 0
+
+
+def test_repeats_count_what_the_shared_pairs_say_and_show(prepared):
+    found = tables.repeats(prepared).set_index("pair_id")
+    rows, shared = prepared.table.set_index("pair_id"), prepared.table[prepared.table["subset"] == "shared"]
+    words = {pair: set(text.split()) for pair, text in prepared.table.set_index("pair_id")["caption"].items()}
+    for pair_id in found.index[::15]:
+        same = (shared["label"] == rows.loc[pair_id, "label"]) & (shared["rarity"] == rows.loc[pair_id, "rarity"])
+        assert found.loc[pair_id, "same_kind"] == same.sum()
+        alike = sum(len(words[pair_id] & words[o]) / len(words[pair_id] | words[o]) > 0.95 for o in shared["pair_id"])
+        assert found.loc[pair_id, "same_caption"] >= alike  # tokens of start and end are common to all
+    assert len(found) == 120 and found["same_kind"].max() > 0
 
 
 def test_values_are_compared_at_the_utility_that_all_reach():
@@ -135,45 +151,11 @@ def test_values_are_compared_at_the_utility_that_all_reach():
     assert_allclose(found[["unitmem", "probe"]].T, [[0.3, 0.6, 0.4, 0.8, 0.3, 0.6], [0.5, 0.25] * 3])
 
 
-# captions differ as much as images between the second and the third strength, less than any, more than any
-@pytest.mark.parametrize(("moved", "below", "share"), [(0.25, 1, 0.5), (0.03, 0, 0.0), (0.9, 5, 1.0)])
-def test_images_are_augmented_as_strongly_as_captions_differ(make, monkeypatch, moved, below, share):
-    study, rng, made = make(), np.random.default_rng(0), {}
-    pair_ids = study.prepared.pair_ids[np.r_[study.prepared.subsets["candidate"], study.prepared.subsets["external"]]]
-    for recipe in (r for seed in (0, 1) for r in f_and_g(study.base, seed)):
-        table = pd.DataFrame(rng.random((80, 8)), columns=["text", *STRENGTHS], index=pair_ids)
-        if "independent" in recipe.trained_on:  # g moves external pairs by .1, .2, …, .7, and captions by `moved`
-            table[40:] += [moved, *0.1 * np.arange(1, 8)] - table[40:].mean()
-        made[recipe] = table.rename_axis("pair_id")
-    monkeypatch.setattr(runs, "cached", lambda study, name, recipe, measure: made[recipe].reset_index())
-    found = interventions.at_matched_strength(study, "CLIP")
-    assert len(found) == 80 and found["matched"].eq(moved == 0.25).all()
-    expected = (1 - share) * np.array(scores.STRENGTHS[below]) + share * np.array(scores.STRENGTHS[below + 1])
-    assert_allclose(found[["crop", "colour"]], np.tile(expected, (80, 1)))
-    for seed, part in found.set_index("pair_id").groupby("seed"):
-        f, g = (made[recipe].loc[part.index] for recipe in f_and_g(study.base, seed))
-        image = (1 - share) * (g - f)[STRENGTHS[below]] + share * (g - f)[STRENGTHS[below + 1]]
-        assert_allclose(part[["image", "text"]], np.c_[image, (g - f)["text"]])
-
-
-def test_a_fall_is_of_each_pair_and_interpolated_between_augmentations_never_beyond_them():
-    def pairs(*values):
-        return pd.DataFrame({"seed": [0, 0, 1, 1], "pair_id": [3, 4, 3, 4], "corruption": "clean", "clipmem": values})
-
-    whole = pairs(0.5, 0.4, 0.6, 0.3)
-    first = interventions.fall(whole, pairs(0.1, 0.2, 0.5, 0.5).sample(frac=1, random_state=0))
-    assert first["fall"].tolist() == pytest.approx([0.4, 0.2, 0.1, -0.2])
-    second = interventions.fall(whole, pairs(0.0, 0.1, 0.2, 0.9))
-    for displacement, weak, strong in ((0, 0, 0), (0.1, 0.5, 0), (0.2, 1, 0), (0.35, 0.25, 0.75), (3, 0, 1)):
-        found = interventions.fall_at(displacement, [(0.4, second), (0.2, first)])
-        assert_allclose(found["fall"], weak * first["fall"] + strong * second["fall"], atol=1e-12)
-
-
 def test_displacement_is_how_far_g_is_moved(make, prepared):
     study = make(seeds=(0,), words={"word_dropout": 0.3}, weak={"crop": 0.5}, strong={"crop": 0.25, "colour": 0.4})
     found = interventions.displacement(study, ["words", "weak", "strong"])
     assert list(found.index) == ["words", "weak", "strong"] and found["weak"] < found["strong"]
-    g, rows, draw = runs.load(f_and_g(study.base, 0)[1], prepared), prepared.subsets["external"], torch.Generator()
+    g, rows, draw = runs.load(f_and_g(study.base, 0)[1]), prepared.subsets["external"], torch.Generator()
     images, tokens = torch.from_numpy(prepared.images[rows]), torch.from_numpy(prepared.tokens[rows, 0]).long()
     with torch.no_grad():
         crops = objectives.augment(images, 0.5, 0, draw.manual_seed(0))
@@ -183,38 +165,84 @@ def test_displacement_is_how_far_g_is_moved(make, prepared):
     assert found[["weak", "words"]].tolist() == pytest.approx([float(x.norm(dim=1).mean()) for x in moved], abs=1e-5)
 
 
-def test_only_removed_pairs_drop_out(make, prepared):
-    study = make(seeds=(1,), worst={"remove": 7, "remove_by": "clipmem"}, chance={"remove": 7, "remove_by": "random"})
-    table, encoders = tables.candidates(tables.score_pairs(study)), interventions.encoder_scores(study)
-    left = interventions.without_removed(study, table)
-    assert left.groupby("condition").size().to_dict() == {"CLIP": 40, "worst": 33, "chance": 33}
-    for name in ("worst", "chance"):
-        gone = prepared.pair_ids[runs.left_out(f_and_g(study.conditions[name], 1)[0], prepared)]
-        pd.testing.assert_frame_equal(of(left, name, 1), of(table, name, 1).drop(gone))
-    models, rows = [runs.load(recipe, prepared) for recipe in f_and_g(study.base, 1)], prepared.subsets["candidate"]
-    f, g = (scores.by_encoder(model, prepared, rows)[["image", "text"]] for model in models)
-    assert_allclose(of(encoders, "CLIP", 1)[["sslmem_image", "sslmem_text"]], g - f)
+def test_conditions_are_compared_at_the_loss_that_both_reach():
+    losses = {"slow": [4.0, 3.0, 2.0], "fast": [3.0, 2.5, 1.0]}  # compared at 2, two thirds of the way from 2.5 to 1
+    rows = [
+        {"condition": name, "seed": 0, "pair_id": pair, "subset": subset, "corruption": "clean", "epoch": epoch,
+         "loss": loss, "clipmem": epoch + 10 * pair}
+        for name, falling in losses.items()
+        for epoch, loss in enumerate(falling)
+        for pair, subset in ((1, "pool"), (2, "pool"), (3, "external"))
+    ]  # fmt: skip
+    found = interventions.at_equal_loss(pd.DataFrame(rows)).set_index(["condition", "pair_id"])["clipmem"]
+    assert found.to_dict() == pytest.approx(
+        {("slow", 1): 12, ("slow", 2): 22, ("fast", 1): 11 + 1 / 3, ("fast", 2): 21 + 1 / 3}
+    )
 
 
-def test_mitigations_are_compared_with_plain_clip_by_seed_and_pair():
+def test_transplants_have_curves_and_a_neutral_donor(make):
+    study = make(seeds=(0,), image={"frozen": "text", "evaluations": 2})
+    curve = tables.during_training(study, "image")
+    assert curve["epoch"].unique().tolist() == [1, 2] and curve["condition"].unique() == ["image"]
+    found = interventions.at_equal_loss(pd.concat([curve, tables.during_training(study, "CLIP")]))
+    assert len(found) == 2 * 80 and found["clipmem"].notna().all()
+
+
+def test_swap_test_and_captions(make, prepared):
+    study = make()
+    found = interventions.swap_test(study)
+    f, g = (runs.load(recipe) for recipe in f_and_g(study.base, 1))
+    expected = encoders.swap_parts(f, g, prepared, 1)
+    part = found[found["seed"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(part[expected.columns], expected)
+    by_caption = interventions.by_caption(study)
+    first = by_caption.query("seed == 1 and caption == 0").set_index("pair_id")["clipmem"]
+    assert len(by_caption) == 2 * 5 * 120 and by_caption["corruption"].notna().all()
+    assert_allclose(first, part.set_index("pair_id").loc[first.index, "clipmem"], atol=1e-5)
+
+
+def test_mitigations_are_compared_with_plain_clip_by_seed_and_item():
     rng, keys = np.random.default_rng(0), ["condition", "seed"]
-    means = {"CLIP": 0.5, "2 captions": 0.4, "noise after 0.05": 0.3, "combined": 0.35}
+    means = {"CLIP": 0.5, "5 captions": 0.4, "text noise 0.5": 0.3, "image augmented": 0.35}
     table = pd.DataFrame(product(means, range(3), range(25)), columns=[*keys, "pair_id"]).sample(frac=1, random_state=0)
     table["clipmem"] = table["condition"].map(means) + 0.02 * table["seed"] + rng.normal(0, 0.1, 300)
-    table = table.assign(clipmem_normalised=table["clipmem"] / rng.uniform(1, 2, 300), corruption="clean")
-    useful = pd.DataFrame(product(means, range(3)), columns=keys).assign(probe=rng.normal(0.6, 0.05, 12), tested=40)
-    mean, probe = table.groupby(keys).mean(numeric_only=True), useful.set_index(keys)["probe"]
-    rows = interventions.summary(table, useful, "probe").set_index("name")
-    assert rows.loc[list(means), "family"].tolist() == ["CLIP", "captions", "noise after", "combined"]
+    table = table.assign(clipmem_normalised=table["clipmem"] / 2, corruption="clean", subset="pool")
+    useful = table[[*keys, "pair_id"]].assign(
+        bits=rng.normal(5, 1, 300), probe=np.where(table["pair_id"] < 20, 1.0, np.nan)
+    )
+    rows = interventions.summary(table, useful, "bits").set_index("name")
+    assert rows.loc[list(means), "family"].tolist() == ["CLIP", "captions", "noise", "augmented"]
     for name, row in rows.iterrows():
-        assert row[["m", "m_low", "m_high"]].tolist() == pytest.approx(t_interval(mean.loc[name, "clipmem"]))
-        assert row[["u", "u_low", "u_high"]].tolist() == pytest.approx(t_interval(probe[name]))
-    less = interventions.less_memorized(table, "combined")
-    falls = [of(table, "CLIP", seed)["clipmem"] - of(table, "combined", seed)["clipmem"] for seed in range(3)]
-    assert less.value == pytest.approx(np.mean(falls)) and (less.seeds, less.n) == (3, 25) and less.low < less.value
-    more = interventions.more_useful(useful, "probe", "2 captions", "combined")
-    assert astuple(more) == pytest.approx((*t_interval(probe["2 captions"] - probe["combined"]), 3, 40))
-    relative = 1 - mean.loc["combined"] / mean.loc["CLIP"]
-    expected = (*t_interval(relative["clipmem_normalised"] - relative["clipmem"]), 3, 25)
-    assert astuple(interventions.range_effect(table, "combined")) == pytest.approx(expected)
-    assert set(map(interventions.family, mitigations(at_scale("laptop", "scenes")))) == set(figures.FAMILIES)
+        assert row["m"] == pytest.approx(table.loc[table["condition"] == name, "clipmem"].mean())
+        assert row["u_low"] < row["u"] < row["u_high"]
+    fall = interventions.fall(table, "text noise 0.5", than="5 captions")
+    falls = [of(table, "5 captions", s)["clipmem"] - of(table, "text noise 0.5", s)["clipmem"] for s in range(3)]
+    assert len(fall) == 75 and fall["fall"].mean() == pytest.approx(np.mean(falls))
+    more = interventions.more_useful(useful, "bits", "5 captions", "image augmented")
+    by_item = [of(useful, "5 captions", s)["bits"] - of(useful, "image augmented", s)["bits"] for s in range(3)]
+    assert more.value == pytest.approx(np.mean(by_item)) and (more.seeds, more.n) == (3, 25)
+    assert interventions.more_useful(useful, "probe", "5 captions").n == 20  # items that a measure does not have
+    effect = interventions.range_effect(table, ["text noise 0.5"])
+    assert effect.value == pytest.approx(0, abs=1e-9)  # divided by the same range everywhere
+    names = mitigations(at_scale("laptop", "scenes"))
+    assert interventions.family("a fifth of the epochs") == "epochs" and "5 captions" in names
+
+
+def test_early_stopping_is_read_where_it_has_memorized_as_much(monkeypatch):
+    curve = pd.DataFrame({"seed": 0, "epoch": [1, 2], "clipmem": [0.2, 0.4], "bits": [3.0, 4.0]})
+    curves = pd.concat([curve, curve.assign(seed=1, bits=[2.0, 3.0])])
+    monkeypatch.setattr(interventions, "early_stopping", lambda study: curves)
+    pairs = pd.DataFrame(
+        {"condition": "5 captions", "seed": [0, 1], "pair_id": 7, "subset": "pool", "clipmem": [0.3, 0.1]}
+    )
+    useful = pd.DataFrame({"condition": "5 captions", "seed": [0, 0, 1, 1], "pair_id": [0, utility.GALLERY] * 2})
+    found = interventions.against_early_stopping(None, pairs, useful.assign(bits=[5.0, 99.0, 4.0, 99.0]), "5 captions")
+    start = 1 / np.log(2)  # what a model before training retrieves
+    assert found.value == pytest.approx(((5 - 3.5) + (4 - (start + 2) / 2)) / 2)
+
+
+def test_what_the_oracle_and_chance_remove(make, prepared):
+    study = make(chance={"remove": 0.2, "remove_by": "random"}, oracle={"remove": 0.08, "remove_by": "oracle"})
+    found = interventions.removed(study).groupby("condition")["wrong"].mean()
+    assert found["oracle"] == 1 and 0 <= found["chance"] < 0.6
+    assert stats.over_seeds([found["oracle"]], 1).value == 1

@@ -1,4 +1,4 @@
-"""Retrieval and probes against naive forms and scikit-learn's own, prompts, and labelled sets beside the data."""
+"""Retrieval and probes against naive forms and scikit-learn's own, item by item; prompts; sets beside the data."""
 
 from dataclasses import replace
 
@@ -45,28 +45,34 @@ def test_retrieval_equals_sorting_and_a_tie_counts_as_half_a_pair():
             hits = [i in (b @ a[i]).argsort(descending=True)[:k].tolist() for i in range(40)]
             assert found[f"{way}_r{k}"] == pytest.approx(sum(hits) / 40)
     alike = torch.ones(50, 4) / 2  # 49 others tie, so 24.5 of them rank before each pair
-    assert list(retrieval(alike, alike, (1, 10, 24, 25)).values()) == [0, 0, 0, 1] * 2
+    found = list(retrieval(alike, alike, (1, 10, 24, 25)).values())
+    assert found[:-1] == [0, 0, 0, 1] * 2 and found[-1] == pytest.approx(np.log2(50 / 25.5))
 
 
 def test_planted_classes_are_found_and_noise_is_at_chance():
     for distance, least, most in ((4.0, 0.98, 1), (0, 0.15, 0.35)):
         x, y = clusters(900, distance)
         one_hot = np.eye(4, dtype=np.float32)[y]
-        assert least <= linear_probe(x[:600], y[:600], x[600:], y[600:]) <= most
+        assert least <= linear_probe(x[:600], y[:600], x[600:], y[600:]).mean() <= most
         assert least <= ridge_probe(x[:600], one_hot[:600], x[600:], one_hot[600:]) <= most
-    assert np.isnan(linear_probe(x, np.zeros(900, int), x, y)) and np.isnan(linear_probe(x, y, x[:0], y[:0]))
     assert np.isnan(ridge_probe(x, one_hot, x, 0 * one_hot)) and np.isnan(ridge_probe(x, 0 * one_hot, x, one_hot))
-    assert 0 <= linear_probe(np.ones((50, 3)), y[:50], np.ones((50, 3)), y[:50]) <= 0.5  # a model that embeds all alike
+    assert linear_probe(np.ones((50, 3)), y[:50], np.ones((50, 3)), y[:50]).mean() <= 0.5  # all embedded alike
 
 
-def test_the_linear_probe_is_scikit_learns_at_the_best_strength():
+def test_the_linear_probe_is_scikit_learns_row_by_row_and_leaves_unknown_classes_out():
     x, y = clusters(1500, 0.7)
-    ours = linear_probe(x[:1000], y[:1000] + 7, x[1000:], y[1000:] + 7)
-    standard, theirs = (x.astype(float) - x[:1000].mean(axis=0)) / x[:1000].std(axis=0), []
-    for c in (1e-3, 1e-2, 1e-1, 1, 10, 100):
-        model = LogisticRegression(C=c, max_iter=10_000, tol=1e-6).fit(standard[:1000], y[:1000])
-        theirs.append(model.score(standard[1000:], y[1000:]))
-    assert min(abs(ours - one) for one in theirs) < 0.003 and ours > max(theirs) - 0.03
+    standard = (x.astype(float) - x[:1000].mean(axis=0, dtype=float)) / x[:1000].std(axis=0, dtype=float)
+    exact = LogisticRegression(C=0.1, solver="newton-cholesky", tol=1e-10).fit(standard[:1000], y[:1000])
+    theirs = exact.predict(standard[1000:]) == y[1000:]
+    assert 0.3 < theirs.mean() < 0.9 and (linear_probe(x[:1000], y[:1000], x[1000:], y[1000:]) == theirs).all()
+    unknown = np.where(np.arange(1500) % 3, y, -1)
+    known = unknown >= 0
+    found = linear_probe(x[:1000], unknown[:1000], x[1000:], unknown[1000:])
+    of_known = linear_probe(x[:1000][known[:1000]], y[:1000][known[:1000]], x[1000:], y[1000:])
+    np.testing.assert_array_equal(found, np.where(known[1000:], of_known, np.nan))
+    for single in (np.zeros(1500, int), np.minimum(y, 0) - (y > 1)):  # one class; one class and unknown
+        alone = linear_probe(x, single, x[:9], y[:9])
+        assert len(alone) == 9 and np.isnan(alone).all()
 
 
 def test_the_ridge_probe_of_several_classes_is_average_precision_and_unknown_images_change_no_accuracy():
@@ -91,11 +97,11 @@ def test_zero_shot_counts_only_classes_whose_prompts_can_be_read(prepared):
     model, short = (train.fresh(TINY, replace(words, tokens=np.zeros((1, 1, context)))) for context in (24, 6))
     prompts = encode([[prompt.format(name)] for name in names], 1, 24)[[0, 1, 3], 0]
     text = encode_text(model, torch.from_numpy(np.searchsorted(token_ids, prompts))).detach()
-    classes = np.array([0, 1, 3, 2, 0])  # the aardvark is left out, and the last image is nearest to "cat"
-    assert zero_shot(model, text[[0, 1, 2, 0, 1]], classes, names, token_ids, prompt) == (0.75, 3)
-    accuracy, count = zero_shot(model, text, classes[:3], names, token_ids[:-2], "one {}")
-    assert np.isnan(accuracy) and count == 0
-    assert zero_shot(short, text, classes[:3], names, token_ids, prompt)[1] == 0  # six tokens are too few
+    classes = np.array([0, 1, 3, 2, -1, 0])  # the aardvark cannot be asked, nor an unknown class; the last is a miss
+    found = zero_shot(model, text[[0, 1, 2, 0, 1, 1]], classes, names, token_ids, prompt)
+    np.testing.assert_array_equal(found, [1, 1, 1, np.nan, np.nan, 0])
+    for one, ids, words in ((model, token_ids[:-2], "one {}"), (short, token_ids, prompt)):  # six tokens are too few
+        assert np.isnan(zero_shot(one, text, classes[:3], names, ids, words)).all()
 
 
 @pytest.fixture
@@ -103,35 +109,60 @@ def model(prepared):
     return train.fresh(TINY, prepared).eval()
 
 
-def test_own_labels_are_probed_on_images_as_they_were(prepared, model, monkeypatch):
-    asked = []
-    monkeypatch.setattr(utility, "linear_probe", lambda *parts: asked.extend(parts) or 0.7)
-    found = utility.utilities(model, prepared, [])
-    rows = np.concatenate([prepared.subsets["shared"], prepared.subsets["independent"]])
-    images, test = prepared.images[rows].copy(), prepared.subsets["test"]
-    assert prepared.inverted[rows].any()
-    images[prepared.inverted[rows]] = 255 - images[prepared.inverted[rows]]
-    seen, new = (embed_images(model, x, np.arange(len(x)))[0] for x in (images, prepared.images[test]))
-    classes = prepared.true_targets.argmax(axis=1)
-    for ours, theirs in zip(asked, (seen, classes[rows], new, classes[test]), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    assert retrieval(new, embed_texts(model, prepared.tokens[test, 0])).items() <= found.items()
-    assert found["classes_labels"] == len(prepared.class_names) and found["probe_labels"] == 0.7
+def red_pictures(n, m):
+    """A labelled set of n + m noise pictures, every other one reddish; its classes have no names."""
+    y = np.arange(n + m) % 2
+    images = np.random.default_rng(0).integers(0, 60, (n + m, 3, 32, 32), dtype=np.uint8)
+    images[y == 1, 0] += 190
+    return Labelled("red", images[:n], y[:n], images[n:], y[n:], (), "")
 
 
-def test_the_main_measure_is_always_one_that_there_is(prepared, model):
-    y = np.arange(80) % 2
-    images = np.random.default_rng(0).integers(0, 60, (80, 3, 32, 32), dtype=np.uint8)
-    images[y == 1, 0] += 190  # red
-    red = Labelled("red", images[:50], y[:50], images[50:], y[50:], (), "")
+def embedded(model, prepared, subset):
+    return embed_images(model, prepared.images, prepared.subsets[subset])[0]
+
+
+def test_every_test_pair_is_searched_in_its_gallery(prepared, model, monkeypatch):
+    image, text = embedded(model, prepared, "test"), embed_texts(model, prepared.tokens[prepared.subsets["test"], 0])
+    for size, gallery, searched in ((1000, 40, 40), (15, 15, 30), (20, 20, 40)):  # 10 of 40 are in no whole gallery
+        monkeypatch.setattr(utility, "GALLERY", size)
+        found = utility.utilities(model, prepared, [])
+        assert found["bits"].notna().sum() == found["r10"].notna().sum() == searched and len(found) == 40
+        for i in range(searched):
+            others, k = slice(i // gallery * gallery, (i // gallery + 1) * gallery), i % gallery
+            similar = image[others] @ text[others].T
+            nearer = [sum((s > one[k]) + (s == one[k]) / 2 for s in one) - 0.5 for one in (similar[k], similar[:, k])]
+            assert found["bits"][i] == pytest.approx(np.mean([np.log2(gallery / (n + 1)) for n in nearer]), abs=1e-6)
+            assert found["r10"][i] == np.mean([n < 10 for n in nearer])
+
+
+def test_own_classes_are_probed_and_items_line_up(prepared, model):
+    test, y = prepared.subsets["test"], prepared.true_targets.argmax(axis=1)
+    image, unknown = embedded(model, prepared, "test"), prepared.true_targets.copy()
+    unknown[test[::2]] = 0
+    empty = {**prepared.subsets, "probe": test[:0]}
+    cases = ((prepared, "probe"), (replace(prepared, subsets=empty), "shared"))
+    for ready, subset in (*cases, (replace(prepared, true_targets=unknown), "probe")):
+        found = utility.utilities(model, ready, [red_pictures(50, 70)])
+        assert found["item"].tolist() == list(range(70)) and set(found.dtypes[1:]) == {np.dtype("float32")}
+        seen = embedded(model, prepared, subset).numpy(), y[prepared.subsets[subset]]
+        known = ready.true_targets[test].any(axis=1)
+        prompts = (prepared.class_names, prepared.token_ids, "a {}")
+        probe, asked = linear_probe(*seen, image.numpy(), y[test]), zero_shot(model, image, y[test], *prompts)
+        for name, expected in (("probe_labels", probe), ("zero_shot_labels", asked)):
+            np.testing.assert_array_equal(found[name][:40], np.where(known, expected, np.nan))
+        assert found.loc[40:, ["bits", "r10", "probe_labels", "zero_shot_labels"]].isna().all(axis=None)
+        assert (found["probe_red"] == 1).all() and found["zero_shot_red"].isna().all()  # classes without names
+
+
+def test_the_main_measure_is_a_probe_where_there_are_classes(prepared, model):
     none = replace(prepared, class_names=(), true_targets=prepared.true_targets[:, :0])
     several = replace(prepared, true_targets=np.full_like(prepared.true_targets, 1 / len(prepared.class_names)))
-    cases = ((prepared, [red], "probe_red"), (prepared, [], "probe_labels"))
-    for ready, labelled, name in (*cases, (none, [], "image_to_text_r10"), (several, [], "image_to_text_r10")):
-        found = utility.utilities(model, ready, labelled)
-        assert main_measure(ready, labelled) == name and 0 <= found[name] <= 1
-        assert ("probe_red" in found) == bool(labelled) and ("probe_labels" in found) == (ready is prepared)
-        assert not labelled or (found["probe_red"] == 1 and np.isnan(found["zero_shot_red"]))  # classes without names
+    cases = ((prepared, True, "probe_red"), (none, True, "probe_red"), (prepared, False, "probe_labels"))
+    for ready, labelled, name in (*cases, (none, False, ""), (several, False, "")):
+        sets = [red_pictures(9, 3)] if labelled else []
+        found = utility.utilities(model, ready, sets)
+        assert main_measure(ready, sets) == name and list(found)[:3] == ["item", "bits", "r10"]
+        assert name in list(found) or list(found)[3:] == []
 
 
 def write_labelled(folder, name, n, image="image", first=0):
@@ -155,8 +186,8 @@ def test_labelled_sets_beside_the_data_are_known_by_their_content(tmp_path, monk
     again, same = labelled_sets(photos, 8)
     assert not np.array_equal(again.test_images, first.test_images) and again.fingerprint != first.fingerprint
     assert same.fingerprint == other.fingerprint and labelled_sets("scenes", 8) == []
-    monkeypatch.setattr(utility, "LIMITS", {"train": 3, "test": 2})
-    assert [len(one.train_images) for one in labelled_sets(photos, 8)] == [3, 3]
+    monkeypatch.setattr(utility, "LIMITS", {"train": 3, "test": None})
+    assert [(len(one.train_images), len(one.test_images)) for one in labelled_sets(photos, 8)] == [(3, 6)] * 2
 
 
 def test_a_missing_set_is_left_out_and_a_broken_one_is_named(tmp_path):
