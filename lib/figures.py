@@ -117,7 +117,7 @@ def sweep_curve(rows: pd.DataFrame, ax: Axes, x: str, colour: str, label: str, m
 def paths(table: pd.DataFrame, ax: Axes, x: str, y: str) -> None:
     """Draw `y` against `x` along training, a curve per `encoder`: every seed thin, the mean of all seeds thick."""
     for name, part in table.groupby("encoder", sort=False):
-        look = {"color": ENCODERS[name]}
+        look: dict = {"color": ENCODERS[name]}
         for _, one in part.groupby("seed"):
             ax.plot(one[x], one[y], linewidth=0.7, alpha=0.6, **look)
         mean = part.groupby("epoch")[["loss", y]].mean().reset_index()
@@ -227,11 +227,8 @@ def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.Dat
     """Draw m (memorization) and u (utility) with their limits (m_low, …), named, and coloured by `family`."""
     for family, part in rows.groupby("family", sort=False):
         colour = colours.get(str(family), NOISE)
-        spans = {
-            f"{x}err": (part[axis] - part[f"{axis}_low"], part[f"{axis}_high"] - part[axis])
-            for x, axis in zip("xy", "mu", strict=True)
-        }
-        ax.errorbar(part["m"], part["u"], **spans, fmt="o", ms=8, mec="white", color=colour, elinewidth=1, zorder=4)
+        across, up = ((part[axis] - part[f"{axis}_low"], part[f"{axis}_high"] - part[axis]) for axis in "mu")
+        ax.errorbar(part["m"], part["u"], up, across, fmt="o", ms=8, mec="white", color=colour, elinewidth=1, zorder=4)
     for row in rows.itertuples():
         ax.annotate(str(row.name), (row.m, row.u), xytext=(7, 5), textcoords="offset points", fontsize=10)
     ax.dataLim.update_from_data_xy(rows[["m", "u"]].to_numpy(float), ignore=True)

@@ -87,13 +87,14 @@ _LAPTOP = Recipe(Data("scenes", 32), model="scenes", epochs=15, evaluations=5)
 # 12 epochs, because retrieval on unseen photographs has flattened by epoch 8: what follows is memorization alone
 _PHOTOS = Recipe(Data("", 48, 3000, 1600, 800, 2600, 0), epochs=12, evaluations=4)
 # Few pictures, seen often: only so do a supervised and a self-supervised model memorize enough to be compared by pair
-_DEEP = Data("scenes", 32, 200, 400, 400, 5000, 5000, swapped=0.25, partly_swapped=0.1, inverted=0.25)
+_DEEP_DATA = Data("scenes", 32, 200, 400, 400, 5000, 5000, swapped=0.25, partly_swapped=0.1, inverted=0.25)
+_DEEP = Recipe(_DEEP_DATA, model="scenes", epochs=150, batch=100, evaluations=5)
 _GPU = Recipe(Data("scenes", 64, 9000, 2000, 1000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
 _PAPER = Recipe(Data("scenes", 224, 65000, 10000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
 SCALES = {
     "smoke": Scale(_SMOKE, _SMOKE, augmentations=2),
     "laptop": Scale(_LAPTOP, _PHOTOS, augmentations=5),
-    "deep": Scale(*[Recipe(_DEEP, model="scenes", epochs=150, batch=100, evaluations=5)] * 2, augmentations=20),
+    "deep": Scale(_DEEP, _DEEP, augmentations=20),
     "gpu": Scale(_GPU, replace(_GPU, data=Data("", 72, 4000, 2000, 1000, 1000, 0, context=32))),
     "paper": Scale(_PAPER, _PAPER),
 }
@@ -189,7 +190,7 @@ def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[R
 
 # --- what each notebook compares: name of the condition -> recipe of f, seed 0 ---
 
-REMOVAL_RULES = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
+REMOVAL_RULES: tuple[str, ...] = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
 WRONG = 0.4  # share of wrong captions in the data of the removal study: with less there is nothing to gain
 NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees
 

@@ -103,7 +103,7 @@ def left_out(recipe: Recipe) -> np.ndarray | None:
         suspicious = chance + (rule == "oracle") * (prepared.table.loc[rows, "corruption"] == "swapped").to_numpy()
     else:
         f, g = needed_before(recipe)
-        table = inside_outside(*map(evaluations, (f, g)), prepared, f.seed)
+        table = inside_outside(evaluations(f), evaluations(g), prepared, f.seed)
         last, first = (table[table["epoch"] == epoch] for epoch in (table["epoch"].max(), table["epoch"].min()))
         score = {
             "clipmem": last.set_index("pair_id").eval("contrast_in - contrast_out"),

@@ -120,13 +120,6 @@ def over_seeds(values: Sequence[float] | np.ndarray, n: int) -> Estimate:
     return estimate(float(per_seed.mean()), variance, count - 1, count, n)
 
 
-def smaller(first: Estimate, second: Estimate) -> Estimate:
-    """Return the estimate of the smaller of two values: above 0 only where both are (intersection-union test)."""
-    low, high = min(first.low, second.low), min(first.high, second.high)
-    chosen = min(first, second, key=lambda one: one.low)
-    return replace(chosen, value=min(first.value, second.value), low=low, high=high, p=max(first.p, second.p))
-
-
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 

@@ -229,8 +229,8 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> pd.D
     for one in labelled:
         seen, new = (embed_images(model, x, np.arange(len(x)))[0] for x in (one.train_images, one.test_images))
         ask(one.name, seen, one.train_classes, new, one.test_classes, one.class_names)
-    if has_labels(prepared):
-        rows = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"]
+    rows = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"]
+    if has_labels(prepared) and len(rows):
         classes = np.where(prepared.true_targets.any(axis=1), prepared.true_targets.argmax(axis=1), -1)
         seen = embed_images(model, prepared.images, rows)[0]
         ask("labels", seen, classes[rows], image, classes[test], prepared.class_names)
@@ -244,7 +244,7 @@ def during_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str
     train = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"][: 2 * GALLERY]
     test = prepared.subsets["test"][:GALLERY]
     image, found = embed_images(model, prepared.images, test)[0], {"probe": float("nan")}
-    if prepared.class_names:
+    if prepared.class_names and len(train):
         seen, targets = embed_images(model, prepared.images, train)[0], prepared.targets
         found["probe"] = ridge_probe(seen.numpy(), targets[train], image.numpy(), targets[test])
     return found | (retrieval(image, embed_texts(model, prepared.tokens[test, 0])) if objective == "caption" else {})

@@ -15,7 +15,7 @@ from photo_sets import caption, columns, write_parquet
 from lib import figures, findings, runs, stats, store, study, tables
 from lib.captions import DataError
 from lib.data import prepare
-from lib.recipes import CONDITIONS, all_models
+from lib.recipes import CONDITIONS, all_models, at_scale
 
 THIRD, NOTEBOOK, FOURTH = "03_encoder_attribution", "02_miscaptioned_memorization", "04_mitigation_utility"
 
@@ -95,7 +95,7 @@ def test_recipes_have_the_sizes_that_a_small_data_set_allows_and_all_data_are_in
     made = prepare.cache_info().misses
     assert {prepare(recipe.data).data for recipe in begun.models} == {begun.base.data, noisy}
     assert prepare.cache_info().misses == made
-    assert study.plan(FOURTH, "laptop", "scenes", "", "")[1]["CLIP"] == study.at_scale("laptop", "scenes")
+    assert study.plan(FOURTH, "smoke", "scenes", "", "")[1]["CLIP"] == at_scale("smoke", "scenes")
 
 
 def test_a_data_set_that_was_changed_is_read_again(tmp_path, untimed):
@@ -125,7 +125,6 @@ def test_the_time_grows_with_the_steps_also_where_no_pair_is_shared(trained, mon
     assert study.estimate_seconds([plain, replace(plain, objective="view")]) == pytest.approx(
         2 * study.estimate_seconds([plain])
     )
-    monkeypatch.undo()
 
 
 def test_a_step_is_timed_for_every_kind_of_recipe(trained):
