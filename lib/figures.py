@@ -87,9 +87,14 @@ def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], col
 
 
 def tell(figure: Figure, sentence: str, about: Mapping, bars: str = "95 % intervals over seeds and pairs") -> None:
-    """Write above a figure what to see, and below it whose numbers these are (`study.about`) and what the bars mean."""
+    """Write above a figure what to see, and below it where it comes from and what the bars mean."""
     figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold")
-    source = f"{about['name']}, scale {about['scale']}, {about['seeds']} seeds." + f" Bars: {bars}." * bool(bars)
+    footer(figure, about, f" Bars: {bars}." * bool(bars))
+
+
+def footer(figure: Figure, about: Mapping, more: str = "") -> None:
+    """Write below a figure whose numbers these are (`study.about`)."""
+    source = f"{about['name']}, scale {about['scale']}, {about['seeds']} seeds, {about['precision']}.{more}"
     figure.supxlabel(source, x=0.01, ha="left", fontsize=9, color="#595959")
 
 

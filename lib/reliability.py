@@ -133,7 +133,7 @@ def between(table: pd.DataFrame, middle: str, ends: tuple[str, str], n_boot: int
         return min(rho(middle, ends[0]), rho(middle, ends[1])) - rho(*ends)
 
     every, all_pairs, rng = np.arange(count), np.arange(pairs), np.random.default_rng(0)
-    boot = float(np.var([statistic(every, rng.integers(pairs, size=pairs)) for _ in range(n_boot)]))
+    boot = float(np.var([statistic(every, rng.choice(all_pairs, pairs)) for _ in range(n_boot)]))
     without = [statistic(np.delete(every, s), all_pairs) for s in range(count)] if count > 2 else []
     seeds = (count - 1) / count * float(np.sum((np.array(without) - np.mean(without)) ** 2)) if without else np.inf
     return estimate(statistic(every, all_pairs), boot + seeds, count - 1, count, pairs)

@@ -54,6 +54,8 @@ class Study:
         published: it lies in `runs/private/`.
         """
         name = f"{self.notebook[:2]}_{name}"
+        if not figure.get_supxlabel():
+            figures.footer(figure, self.about)
         if self.scale == "smoke":
             figures.watermark(figure)
         folder = findings.results_folder(self.dataset, self.scale)
