@@ -191,7 +191,7 @@ def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[R
 # --- what each notebook compares: name of the condition -> recipe of f, seed 0 ---
 
 REMOVAL_RULES: tuple[str, ...] = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
-WRONG = 0.4  # share of wrong captions in the data of the removal study: with less there is nothing to gain
+WRONG = 0.4  # share of wrong captions in the data of the removal study: with few there is little to gain
 NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees
 
 

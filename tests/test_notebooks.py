@@ -109,8 +109,8 @@ def test_smoke_runs_every_notebook_touches_no_reference_and_a_second_call_trains
 def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_notebooks(
     clone, tmp_path, number, expected
 ):
-    made = columns(270)
-    mine = {"photo": made["image"], "sentences": made["captions"], "label": [i % 3 for i in range(270)]}
+    made = columns(400)
+    mine = {"photo": made["image"], "sentences": made["captions"], "label": [i % 3 for i in range(400)]}
     if expected == "04_removal":
         del mine["label"]  # no classes and no labelled sets: utility is retrieval then
     path = write_parquet(tmp_path / "my photos.parquet", mine)
