@@ -30,7 +30,8 @@ HEAD = """# Every claim and its verdict
 Written by `./run_all.sh --publish` from `figures/*/findings.json`; a test fails when it is stale. The claims stand in
 [`lib/claims.json`](../lib/claims.json), committed before the models were trained (`claims_commit` in `findings.json`).
 *p*: two-sided, adjusted by Holm for all claims tested on that data set at that scale; the verdict follows the interval
-of the single claim. *Detectable*: the smallest true value that such a run would have found with 80 % power.
+of the single claim. *Detectable*: the smallest true value that such a run would have found with 80 % power. The number
+of seeds that would decide an inconclusive claim assumes that its value stays as it is.
 `coco12k.parquet` stands for a file of 12,000 COCO images with captions and categories, which may not be passed on.
 
 """
@@ -48,16 +49,16 @@ class Finding:
     value: float | None
     low: float | None
     high: float | None
+    p: float | None
+    detectable: float | None
     seeds: int
     dataset: str
     scale: str
     notebook: str
     commit: str
-    reason: str = ""  # why the claim is not testable (older files lack this and what follows)
-    p: float | None = None
-    detectable: float | None = None
-    runs: str = ""  # digest of the names of all models behind the notebook
-    claims_commit: str = ""  # the one that last changed the claims
+    reason: str  # why the claim is not testable, else ""
+    runs: str  # digest of the names of all models behind the notebook
+    claims_commit: str  # the one that last changed the claims
 
 
 class FindingsError(ValueError):
@@ -107,8 +108,7 @@ def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: st
         raise FindingsError(f"claim_id: expected one of {', '.join(claims())} (lib/claims.json), got {claim_id!r}")
     entry = claims()[claim_id]
     outcome, reason = ("not testable", gate) if gate else verdict(estimate, entry["side"])
-    if about["scale"] == "smoke":
-        outcome, reason = NOT_JUDGED, ""
+    outcome, reason = (NOT_JUDGED, "") if about["scale"] == "smoke" else (outcome, reason)
     rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
     for name in NUMBERS:  # six digits are enough to read and to compare; null for what is not finite
         number = getattr(estimate, name)
@@ -135,9 +135,8 @@ def record(notebook: str, findings: Sequence[Finding], figures: Sequence[str], a
 
 
 def _table(entries: Any) -> pd.DataFrame:
-    names = [field.name for field in fields(Finding)]
-    known = ({name: value for name, value in dict(entry).items() if name in names} for entry in entries)
-    found = pd.DataFrame([asdict(Finding(**entry)) for entry in known], columns=names)
+    rows: list[Any] = [asdict(Finding(**entry)) for entry in entries]
+    found = pd.DataFrame(rows, columns=[field.name for field in fields(Finding)])
     return found.astype(dict.fromkeys(NUMBERS, float) | {"seeds": int})  # refuses what is no number
 
 
@@ -164,8 +163,7 @@ def read_reference(folder: Path) -> pd.DataFrame:
 
 def all_references() -> pd.DataFrame:
     """Return all published findings, one row each, with Finding's fields."""
-    folders = [path.parent for path in sorted(ROOT.glob("figures/*/findings.json"))]
-    tables = [read_reference(folder) for folder in folders if not folder.name.endswith("-smoke")]
+    tables = [read_reference(path.parent) for path in sorted(ROOT.glob("figures/*/findings.json"))]
     rows = pd.concat(tables, ignore_index=True) if tables else _table([])
     return rows.sort_values(["finding", "claim", "dataset", "scale"], ignore_index=True)
 
@@ -199,8 +197,7 @@ def unpublishable(scale: str, seeds: int, commits: set[str]) -> str:
 
 
 def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> Path:
-    """Put figures and findings of these notebooks in the place of what the reference held of them; return its folder.
-    Raise FindingsError where results are missing, or `unpublishable`."""
+    """Replace what the reference has of these notebooks; return its folder. Raise FindingsError if `unpublishable`."""
     own, reference = results_folder(dataset, scale), reference_folder(dataset, scale)
     results = [read_results(own / f"{notebook}.json") for notebook in notebooks]
     results = [result for result in results if len(result["findings"])]  # the tour has none
@@ -234,11 +231,14 @@ def page() -> str:
         if row["dataset"] != "scenes":
             command += f" --dataset {row['dataset']}{'' if row['dataset'] in PRESETS else '.parquet'}"
         ours = f"{row['statistic']}: {value} [{low}, {high}]"
-        outcome = f"**{row['verdict']}**" + f": {row['reason']}" * bool(row["reason"])
+        reason = row["reason"]
+        if row["verdict"] == "inconclusive":
+            needed = row["seeds"] * ((row["high"] - row["low"]) / 2 / row["value"]) ** 2
+            reason = f"at least {math.ceil(needed)} seeds" if needed < 1000 else "no number of seeds would help"
+        outcome = f"**{row['verdict']}**" + f": {reason}" * bool(reason)
         cells = [row["finding"], row["claim"], reported.get(row["claim"]) or "—", ours, p.replace("0.000", "< 0.001")]
         lines.append([*cells, detectable, row["seeds"], f"{row['dataset']}, {row['scale']}", outcome, f"`{command}`"])
-    cells = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return HEAD + "\n".join(cells) + "\n"
+    return HEAD + "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
 
 if __name__ == "__main__":

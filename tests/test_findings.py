@@ -179,14 +179,5 @@ def test_the_page_adjusts_p_over_the_claims_tested_on_a_data_set_and_says_why_on
     assert next(cells[8] for cells in lines if cells[0] == "1e") == "**not testable**: few"
 
 
-def test_files_from_before_a_field_existed_or_with_one_that_is_gone_can_be_read(root):
-    old = asdict(finding("2a", claim="an old claim")) | {"run_keys": ["a", "b"]}
-    for name in ("reason", "p", "detectable", "runs", "claims_commit"):
-        del old[name]
-    publish_as_is("scenes", [old])
-    assert findings.all_references()[["reason", "runs"]].to_numpy().tolist() == [["", ""]]
-    assert "| 2a | an old claim | — |" in findings.page(), "the paper's words are those of the new claim"
-
-
 def test_the_committed_page_is_not_stale():
     assert (findings.ROOT / "figures" / "README.md").read_text() == findings.page()
