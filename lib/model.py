@@ -135,15 +135,15 @@ def _patches(tower: Any, images: Tensor) -> Tensor:
     return tower.ln_pre(x + tower.positional_embedding.to(x.dtype))
 
 
-def image_layers(model: CLIP, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what each block of the image tower makes of normalised images `[N, 3, H, W]`, averaged over positions: the
-    hidden activations after GELU, clamped at 0, `[N, U]`, and the block's output at unit length, `[N, W]`."""
+def image_layers(model: CLIP, images: Tensor) -> Iterator[Tensor]:
+    """Yield the hidden activations `[N, U]` of each block of the image tower for normalised images `[N, 3, H, W]`:
+    after GELU, clamped at 0, averaged over positions."""
     x, hidden = _patches(model.visual, images), []
     for block in model.visual.transformer.resblocks:
         hook = block.mlp.gelu.register_forward_hook(lambda module, inputs, output: hidden.append(output))
         x = _block(block, x, causal=False)
         hook.remove()
-        yield hidden.pop().clamp(min=0).mean(dim=1), F.normalize(x.mean(dim=1), dim=-1)
+        yield hidden.pop().clamp(min=0).mean(dim=1)
 
 
 def encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:

@@ -214,7 +214,7 @@ def unit_scores(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -
     largest, sums = ([torch.zeros(1)] * len(model.visual.transformer.resblocks) for _ in range(2))  # of each layer
     for start, images in blocks(model, prepared.images, rows):
         drawn = (light_crop(images, torch.Generator().manual_seed(view)) for view in range(views))
-        of_views = [[hidden.cpu() for hidden, _ in image_layers(model, x)] for x in drawn]
+        of_views = [[hidden.cpu() for hidden in image_layers(model, x)] for x in drawn]
         for layer, hidden in enumerate(zip(*of_views, strict=True)):
             mean = torch.stack(hidden).mean(dim=0)
             largest[layer] = torch.maximum(largest[layer], mean.amax(dim=0))
@@ -227,15 +227,3 @@ def unit_scores(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -
         found = {"unit": range(len(most)), "unitmem": unitmem.numpy(), "classmem": classmem.numpy()}
         parts.append(pd.DataFrame({"layer": layer, **found}))
     return pd.concat(parts, ignore_index=True)
-
-
-@torch.no_grad()
-def layer_distances(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
-    """Return the mean L of SSLMem over some rows at the output of each layer: layer, distance; LayerMem is g - f."""
-    parts = []
-    for start, images in blocks(model, prepared.images, rows):
-        drawn = (other_view(images, torch.Generator().manual_seed(start * 1009 + view)) for view in range(SSL_VIEWS))
-        outputs = [[output.cpu() for _, output in image_layers(model, x)] for x in drawn]
-        parts.append(torch.stack([distance(torch.stack(layer)) for layer in zip(*outputs, strict=True)]))
-    found = torch.cat(parts, dim=1).double().mean(dim=1)
-    return pd.DataFrame({"layer": range(1, len(found) + 1), "distance": found.numpy()})

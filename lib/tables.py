@@ -146,20 +146,6 @@ def unit_scores(study: Study) -> pd.DataFrame:
     return measured(study, f"units-{study.augmentations}", measure)
 
 
-def layer_scores(study: Study) -> pd.DataFrame:
-    """Return LayerMem, the mean SSLMem of the pool at every layer's output: condition, seed, layer, layermem."""
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        halves = {name: study.prepared.half(name, recipe.seed) for name in scores.HALVES}
-        parts = [scores.layer_distances(model, study.prepared, rows).assign(half=name) for name, rows in halves.items()]
-        return pd.concat(parts)
-
-    table = measured(study, "layers", measure)
-    wide = table.pivot(index=["condition", "seed", "layer"], columns=["role", "half"], values="distance")
-    gap = wide["g"] - wide["f"]  # SSLMem of a pair is L under the model that did not see it, minus L under the other
-    return ((gap["candidate"] - gap["independent"]) / 2).rename("layermem").reset_index()
-
-
 def own_scores(study: Study) -> pd.DataFrame:
     """Return every pool pair's own score under each paradigm, and its percentile among the pool.
 

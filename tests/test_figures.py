@@ -124,3 +124,17 @@ def test_a_caption_in_any_column_is_data_and_a_score_named_caption_is_not(dtype)
     assert figures.shows_data(plt.figure(), leak, {"a dog runs"}) and not figures.shows_data(plt.figure(), leak, {"a"})
     assert not figures.shows_data(plt.figure(), pd.DataFrame({"caption": [0.5]}), ["0.5"])
     assert figures.shows_data(figures.wall(np.zeros((1, 3, 4, 4), np.uint8), ["a"], ["t"], 1), leak, [])
+
+
+def test_gains_show_what_could_have_been_found_and_paths_every_seed(ax):
+    rows = pd.DataFrame(
+        {"name": ["a", "b"], "value": [0.3, -0.1], "low": [0.1, -0.3], "high": [0.5, 0.1], "detectable": 0.2}
+    )
+    figures.gains(rows, ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    table = pd.DataFrame(
+        {"encoder": "text", "seed": [0, 0, 1, 1], "epoch": [1, 2] * 2, "loss": [2, 1, 2, 1.5], "m": [0, 1, 0, 2]}
+    )
+    _, other = plt.subplots()
+    figures.paths(table, other, "loss", "m")
+    assert len(other.lines) == 3 and other.lines[-1].get_ydata().tolist() == [0, 1.5]

@@ -56,16 +56,14 @@ def test_embeddings_and_gradients_equal_open_clips(pictures, tokens, length, uni
 def test_layers_are_the_means_of_what_open_clips_blocks_give(pictures):
     model, seen = built().eval(), []
     for block in model.visual.transformer.resblocks:
-        for module in (block.mlp.gelu, block):
-            module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        block.mlp.gelu.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
         ours = list(models.image_layers(model, models.normalise(pictures)))
         seen.clear()  # of our own pass
         model.encode_image(models.normalise(pictures))
-    assert len(ours) == 2 and len(seen) == 4
-    for (hidden, output), after_gelu, block in zip(ours, seen[::2], seen[1::2], strict=True):
+    assert len(ours) == len(seen) == 2
+    for hidden, after_gelu in zip(ours, seen, strict=True):
         torch.testing.assert_close(hidden, after_gelu.clamp(min=0).mean(dim=1), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(output, F.normalize(block.mean(dim=1), dim=1), atol=1e-5, rtol=1e-4)
 
 
 def test_equal_arguments_give_equal_weights_and_the_global_generator_is_left_alone():

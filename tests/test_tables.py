@@ -105,7 +105,7 @@ def test_scores_are_kept_and_utility_is_measured_anew_on_other_images(make, monk
 def test_the_three_paradigms(make, prepared):
     study = make(label={"objective": "label"}, caption={}, view={"objective": "view"})
     del study.conditions["CLIP"]
-    own, units, layers = tables.own_scores(study), tables.unit_scores(study), tables.layer_scores(study)
+    own, units = tables.own_scores(study), tables.unit_scores(study)
     for name, column, sign in (("label", "probability", 1), ("caption", "contrast", 1), ("view", "distance_image", -1)):
         f, g = (by_hand(study, recipe)[column] for recipe in f_and_g(study.conditions[name], 1))
         part = own[own["seed"] == 1].set_index("pair_id")
@@ -117,10 +117,6 @@ def test_the_three_paradigms(make, prepared):
     theirs = scores.unit_scores(runs.load(g), prepared, runs.unplanted(g), 2)
     assert prepared.inverted.sum() > 0 and not prepared.inverted[runs.unplanted(g)].any()
     pd.testing.assert_frame_equal(found[theirs.columns], theirs)
-    halves = [prepared.half(name, 0) for name in ("candidate", "independent")]
-    moved = [[scores.layer_distances(runs.load(r), prepared, rows)["distance"] for rows in halves] for r in (f, g)]
-    expected = ((moved[1][0] - moved[0][0]) + (moved[0][1] - moved[1][1])) / 2
-    assert_allclose(layers.query("condition == 'view' and seed == 0")["layermem"], expected)
     agreement = tables.agreement(own).set_index(["first", "second"])
     assert (agreement["correlation"].abs() <= 1).all() and agreement.loc[("label", "view"), "ceiling"] >= 0
 
