@@ -29,7 +29,8 @@ folder = Path(os.environ["CLIPMEM_RUNS"], "results", f"{dataset}-{scale}")
 folder.mkdir(parents=True, exist_ok=True)
 where = dict(seeds=seeds, dataset=dataset, scale=scale, notebook=NAME, commit="abc")
 row = dict(finding="2a", claim="swapped captions are memorized", verdict="reproduced", statistic="difference",
-           value=0.36, low=0.31, high=None, p=0.01, detectable=0.1, reason="as told", runs="", claims_commit="", **where)
+           value=0.36, low=0.31, high=None, p=0.01, detectable=0.1, reason="as told",
+           runs="", claims_commit="", **where)
 done = dict(run_id=os.environ["CLIPMEM_RUN_ID"], notebook=NAME, about=where, findings=[row], figures=FIGURES)
 (folder / f"{NAME}.json").write_text(json.dumps(done))"""
 
