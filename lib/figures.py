@@ -20,7 +20,7 @@ from lib.store import write_bytes, write_json
 
 # Okabe & Ito's colours, which people with any form of colour blindness tell apart: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK, NOISE = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8c8c8c"
-COLOURS = {"pool": RED, "shared": BLUE, "external": NOISE, "vagueness": GREEN, "rarity": PINK}
+COLOURS = {"external": NOISE, "vagueness": GREEN}
 COLOURS |= {"clean": SKY, "partly_swapped": ORANGE, "inverted": GREEN, "swapped": RED}
 PARADIGMS = {"label": GREEN, "caption": RED, "view": BLUE}  # what an image is trained to agree with
 MARKERS = {"label": "s", "caption": "o", "view": "^"}  # so that they can be told apart in grey
@@ -129,27 +129,25 @@ def paths(table: pd.DataFrame, ax: Axes, x: str, y: str) -> None:
         ax.plot(mean[x], mean[y], linewidth=2.2, marker=MARKERS.get(name, "o"), label=NAMED[name], **look)
 
 
-def by_group(scores: pd.DataFrame, ax: Axes, by: str = "corruption") -> pd.DataFrame:
-    """Draw a hill of CLIPMem per value of `by`, of the pool or (by "subset") of all pairs, with means and intervals; a
-    grey hill below each shows the noise floor of the same kind, a tick its mean. Return the rows that are drawn."""
-    chosen = scores if by == "subset" else scores[scores["subset"] == "pool"]
-    floor = scores[scores["subset"] == "external"] if by == "corruption" else scores[:0]
-    names = [name for name in COLOURS if (chosen[by] == name).any()]
+def by_group(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw a hill of CLIPMem per kind of corruption in the pool, with means and intervals; a grey hill below each shows
+    the noise floor of the same kind, a tick its mean. Return the rows of the pool."""
+    pool, floor = (scores[scores["subset"] == name] for name in ("pool", "external"))
+    names = [name for name in COLOURS if (pool["corruption"] == name).any()]
     hill: dict = {"side": "low", "widths": 1.3, "facecolor": [(COLOURS[name], 0.75) for name in names]}  # y points down
     grey: dict = {"side": "high", "widths": 0.5, "facecolor": (NOISE, 0.75)}
-    for rows, style in ((chosen, hill), (floor, grey)):
-        values = [rows.loc[rows[by] == name, "clipmem"] for name in names]
+    for rows, style in ((pool, hill), (floor, grey)):
+        values = [rows.loc[rows["corruption"] == name, "clipmem"] for name in names]
         if all(len(part) > 1 for part in values):
             ax.violinplot(values, range(len(names)), orientation="horizontal", showextrema=False, **style)
             if rows is floor:
                 ax.plot([part.mean() for part in values], np.arange(len(names)) + 0.12, "|", color="black", ms=9)
     plt.setp(ax.collections, linewidth=0)
-    means = stats.means(chosen, by).set_index(by).loc[names].reset_index()
-    forest(
-        means.assign(name=means[by].str.replace("_", " ") + "\n" + means["n"].astype(str) + " pairs"), ax, {"": "black"}
-    )
+    means = stats.means(pool, "corruption").set_index("corruption").loc[names].reset_index()
+    labels = means["corruption"].str.replace("_", " ") + "\n" + means["n"].astype(str) + " pairs"
+    forest(means.assign(name=labels), ax, {"": "black"})
     ax.set(xlabel=LABELS["clipmem"], ylim=(len(names) - 0.45, -0.8))
-    return chosen
+    return pool
 
 
 def detection(scores: pd.DataFrame, ax: Axes, signs: Mapping[str, int], rate: float = 0) -> pd.DataFrame:

@@ -38,7 +38,7 @@ def precision() -> str:
     """Return what the products of a training are computed in: "bf16" (autocast) or "fp32".
 
     CLIPMEM_PRECISION (`./run_all.sh --precision`) says which; else bf16 on CUDA, and on a CPU that multiplies bf16 in
-    hardware, where it is about twice as fast. Scores are always computed in fp32.
+    hardware, where it is faster (tests/benchmark.py). Scores are always computed in fp32.
     """
     asked, kind = os.environ.get("CLIPMEM_PRECISION"), device().type
     if asked not in (None, "", "fp32", "bf16"):

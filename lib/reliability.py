@@ -5,7 +5,6 @@ Tables have one row per seed and pair of the pool, with clipmem and member (1: f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import permutations
 
 import numpy as np
@@ -23,7 +22,8 @@ def randomisation(table: pd.DataFrame, by: str = "corruption", draws: int = 2000
     """Test whether it matters which model was trained on a pair, with one pair of models (Fisher's randomisation test).
 
     Chance alone decided the halves, equally often within each kind and share of swapped words. If nothing is memorized,
-    another decision would have given the same alignments, so that each mean of `member` x (A_f - A_g) is as likely.
+    another decision would have given the same alignments. Then the real mean of `member` x (A_f - A_g) is one of many
+    equally likely ones.
 
     Returns:
         One row per kind and draw: `by`, draw, mean; draw 0 is the real decision.
@@ -98,15 +98,10 @@ def reliability(table: pd.DataFrame, score: str = "clipmem", seeds: int = 1) -> 
     return single if single <= 0 else seeds * single / (1 + (seeds - 1) * single)  # below 0 the formula has a pole
 
 
-def correlation(first: pd.DataFrame, second: pd.DataFrame, columns: Mapping[str, str], corrected: bool = True) -> float:
+def correlation(table: pd.DataFrame, first: str, second: str, corrected: bool = True) -> float:
     """Return the rank correlation of two scores across seeds; `corrected`, it is divided by the square root of both
-    reliabilities: what it would be without noise (Spearman 1904), NaN where one of them has no reliability.
-
-    Args:
-        first, second: tables of the same seeds and pairs.
-        columns: name of the score in either, {"first": "clipmem", "second": "labelmem"}.
-    """
-    a, b = _ranked(first, columns["first"]), _ranked(second, columns["second"])
+    reliabilities: what it would be without noise (Spearman 1904), NaN where one of them has no reliability."""
+    a, b = _ranked(table, first), _ranked(table, second)
     found, own = (_across(a, b) + _across(b, a)) / 2, (_across(a, a), _across(b, b))
     if not corrected:
         return found

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-VERDICTS = ("reproduced", "contradicted", "inconclusive", "not testable")
 MIN_SEEDS = 2  # the interval of one seed is over pairs only and says nothing about another training run
 MIN_PAIRS = 20  # an interval of a mean is a tenth too narrow with 20 pairs, and a fifth with 10
 LEVEL, POWER = 0.95, 0.8  # of every interval; and the chance with which `Estimate.detectable` would be found

@@ -170,8 +170,7 @@ def agreement(own: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for first in OWN_SCORE:
         for second in OWN_SCORE:
-            columns = {"first": first, "second": second}
-            observed, corrected = (reliability.correlation(own, own, columns, way) for way in (False, True))
+            observed, corrected = (reliability.correlation(own, first, second, way) for way in (False, True))
             both = np.maximum([reliability.reliability(own, name) for name in (first, second)], 0)
             rows.append((first, second, observed, np.sqrt(both[0] * both[1]), corrected))
     return pd.DataFrame(rows, columns=["first", "second", "correlation", "ceiling", "corrected"])

@@ -57,11 +57,6 @@ def test_hills_have_the_mean_of_every_group_and_return_what_decides_the_claim(ax
     assert list(points) == pytest.approx(means[["clean", "partly_swapped", "swapped"]].tolist())
 
 
-def test_hills_of_subsets(ax):
-    figures.by_group(scores(seeds=1), ax, "subset")
-    assert [label.get_text() for label in ax.get_yticklabels()] == [f"{name}\n60 pairs" for name in SUBSETS]
-
-
 @pytest.mark.parametrize("rate", [0, 0.05])
 def test_detection_shows_each_score_and_chance(ax, rate):
     pool = scores()[lambda t: t.subset == "pool"]

@@ -64,10 +64,10 @@ def test_correlation_is_freed_from_noise():
         0, 0.3, len(table)
     )
     raw = spearmanr(table["clipmem"], table["other"])[0]
-    freed = reliability.correlation(table, table, {"first": "clipmem", "second": "clipmem"})
+    freed = reliability.correlation(table, "clipmem", "clipmem")
     assert freed == pytest.approx(1) and raw < 0.9
     noise = table.assign(nothing=np.random.default_rng(2).normal(size=len(table)), mirrored=shuffled)
-    assert abs(reliability.correlation(noise, noise, {"first": "clipmem", "second": "mirrored"})) < 0.2
+    assert abs(reliability.correlation(noise, "clipmem", "mirrored")) < 0.2
 
 
 def test_between_is_above_0_for_a_score_that_resembles_both_ends():
