@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib.pyplot import Axes, Figure
 
 from lib import stats
@@ -70,6 +72,15 @@ def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path, about: Ma
     write_bytes(csv, cells := table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     write_json(json, {**about, "figure": name, "rows": len(table), "csv_sha256": hashlib.sha256(cells).hexdigest()})
     return [png, pdf, csv, json]
+
+
+def show(figure: Figure, description: str = "", name: str = "") -> None:
+    """Show a figure in a notebook here, not at the end of the cell, described for those who cannot see it: by its title
+    unless `description` is given. Under `name` it is saved among the results."""
+    if get_ipython():
+        alt = " ".join((description or figure.get_suptitle()).split())
+        display(figure, metadata={"image/png": {"alt": alt, "figure": name}})
+    plt.close(figure)
 
 
 def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], columns: int = 6) -> Figure:

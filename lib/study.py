@@ -48,7 +48,7 @@ class Study:
     saved: list[str] = field(default_factory=list)  # names of the figures among its results
 
     def keep(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
-        """Save a figure as `NN_name` with its table among the results of this run, `runs/results/`.
+        """Show a figure, and save it as `NN_name` with its table among the results of this run, `runs/results/`.
 
         A figure that shows images or captions of a data set other than scenes stays out of the results, which may be
         published: it lies in `runs/private/`.
@@ -64,7 +64,9 @@ class Study:
             folder = store.root() / "private" / folder.name
         elif name not in self.saved:
             self.saved.append(name)
-        figures.save(figure, name, table, folder, self.about)
+        told = {"title": figure.get_suptitle(), "footer": figure.get_supxlabel()}
+        figures.save(figure, name, table, folder, self.about | told)
+        figures.show(figure, name=name)
 
     def finish(self, found: Sequence[findings.Finding]) -> pd.DataFrame:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
