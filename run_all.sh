@@ -18,6 +18,7 @@
 #   --publish               afterwards copy the results to figures/, the reference, and list them in figures/README.md
 #   --list                  list the notebooks and what they found; runs nothing
 #   --lab                   open JupyterLab at the tour
+#   --course DIR            write a course to DIR: copies for students and instructors, slides, a lesson plan
 #   --test                  test the project itself: ruff, mypy, pytest
 #   --help                  show this
 #
@@ -44,7 +45,8 @@ for package in map(requirements.Requirement, sys.argv[1].split()):
     assert package.specifier.contains(parsed.Version(version(package.name)).base_version)' "$2" 2>/dev/null
 }
 packages() { sed -n "/$1/,/$2/s/^      - \([^ ]*\).*/\1/p" "$root/environment.yml"; }
-runtime="$(packages "- pip:" "test tools")" tools="$(packages "test tools" end)" python=""
+runtime="$(packages "- pip:" "test tools")" tools="$(packages "test tools" end)" course="$(packages "course tools" end)"
+python=""
 
 # The active environment, else .venv, else (where there is no .venv) the Python on the PATH: the first that has all.
 for path in "${VIRTUAL_ENV:-/-}" "${CONDA_PREFIX:-/-}" "$root/.venv"; do
@@ -52,6 +54,7 @@ for path in "${VIRTUAL_ENV:-/-}" "${CONDA_PREFIX:-/-}" "$root/.venv"; do
 done
 if [ -z "$python" ] && [ ! -d "$root/.venv" ] && has python3 "$runtime"; then python=python3; fi
 if [ -z "$python" ]; then python="$root/.venv/bin/python"; bash "$root/lib/install.sh" "$python" "$runtime" "$@" || exit; fi
+case " $*" in *" --course"*) has "$python" "$course" || bash "$root/lib/install.sh" "$python" "$course" "$@" || exit ;; esac
 [ "$*" = --test ] || exec "$python" -P -m lib.run "$@"
 
 has "$python" "$tools" || bash "$root/lib/install.sh" "$python" "$tools" || exit

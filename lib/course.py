@@ -1,68 +1,57 @@
 """Write a course: the students' copy, the instructors' copy with the key, slides, and the lesson plan.
 
-Students get the project without the answers. nbgrader's own steps clear the solutions, and nbgrader can grade what comes
-back. The texts lie in lib/teaching. Needs the course tools of environment.yml; `./run_all.sh --course` installs them.
+Students get the project without the answers. nbgrader clears the solutions, and can grade what comes back. The texts
+lie in lib/teaching. Needs the course tools of environment.yml, which `./run_all.sh --course` installs.
 """
 
 import json
 import re
 import shutil
-from copy import deepcopy
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 
-from lib.answers import ANSWERS, answer, guide, mistakes
-from lib.store import ROOT
+from lib.answers import TEACHING, answer, guide, mistakes
+from lib.exercises import TABLES
+from lib.store import ROOT, write_bytes
 
-TEACHING = ANSWERS.parent
-SECRETS = ("teaching", "answers.py", "course.py")  # of lib: what a student's copy lacks
-STUB = "# Write your code here."
-REFERENCE = ROOT / "figures" / "scenes-laptop"
+LEFT_OUT = ("__pycache__", "*.pdf", "executed", "benchmark")  # of lib and figures in both copies
 
 
 def build(folder: Path) -> None:
-    """Write the course into a new or empty folder. Raise AnswersError, OSError."""
-    books = {path.name: graded(path) for path in sorted(ROOT.glob("notebooks/[0-9]*.ipynb"))}
-    for copy, without in {"student": SECRETS, "instructor": ()}.items():
-        ignored = shutil.ignore_patterns("__pycache__", "*.pdf", "executed", "benchmark", *without)
+    """Write the course into a new or empty folder. Raise StoreError, OSError."""
+    paths = sorted(ROOT.glob("notebooks/[0-9]*.ipynb"))
+    for copy, without in {folder / "student": ("teaching", "answers.py", "course.py"), folder / "instructor": ()}.items():
         for name in ("lib", "figures"):
-            shutil.copytree(ROOT / name, folder / copy / name, ignore=ignored)
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*LEFT_OUT, *without))
         for name in ("run_all.sh", "environment.yml", "LICENSE"):
-            shutil.copy(ROOT / name, folder / copy)
-        (folder / copy / "notebooks").mkdir()
-        for name, book in books.items():
-            nbformat.write(cleared(book) if without else book, folder / copy / "notebooks" / name)
+            shutil.copy(ROOT / name, copy)
+        for path in paths:
+            book = cleared(graded(path)) if without else graded(path)
+            write_bytes(copy / "notebooks" / path.name, nbformat.writes(book).encode())
     shutil.copy(TEACHING / "student.md", folder / "student" / "README.md")
     shutil.copy(TEACHING / "nbgrader_config.txt", folder / "instructor" / "nbgrader_config.py")
     shutil.copy(ROOT / "notebooks" / "README.md", folder)
-    _write(folder / "instructor" / "README.md", _filled("key.md.j2", exercises=key(books)))
-    for exercise in guide():  # the same checks for otter-grader
-        case = {"code": f">>> from lib.exercises import judge\n>>> judge({_call(exercise)})[0]\nTrue"}
-        test = {"name": exercise, "points": 1, "suites": [{"type": "doctest", "cases": [case]}]}
-        _write(folder / "instructor" / "otter" / exercise[:2] / f"q{exercise[3:]}.py", f"OK_FORMAT = True\ntest = {test!r}\n")
-    write_slides(folder / "slides", books)
-    print(f"{folder}: README.md is the lesson plan. Give away student/ and slides/ only; instructor/ holds the answers.")
+    text = "\n".join(cell.source for path in paths for cell in graded(path).cells)
+    titles = dict(zip(guide(), re.findall(r"^### \d (★.*)$", text, re.MULTILINE), strict=True))
+    _fill("key.md.j2", folder / "instructor/README.md", titles=titles, guide=guide(), answer=answer, mistakes=mistakes)
+    for name, title in titles.items():
+        path = folder / "instructor" / "otter" / name[:2] / f"q{name[3:]}.py"
+        _fill("otter.py.j2", path, name=name, points=title.count("★"))
+    write_slides(folder / "slides", paths)
+    print(f"{folder}: README.md is the lesson plan. Give away student/ and slides/; instructor/ holds the answers.")
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _filled(template: str, **values: Any) -> str:
-    return Environment(loader=FileSystemLoader(TEACHING), autoescape=False).get_template(template).render(values)
-
-
-def _call(exercise: str) -> str:
-    """Return the arguments of `check` and `judge` for an exercise such as "02-1"."""
-    return f'"{exercise[:2]}", {exercise[3:]}, answer_{exercise[3:]}'
+def _fill(template: str, path: Path, **values: Any) -> str:
+    """Write a filled template of lib/teaching to `path`, and return it."""
+    text = Environment(loader=FileSystemLoader(TEACHING)).get_template(template).render(values)
+    write_bytes(path, text.encode())
+    return text
 
 
 def _grading(name: str, **own: Any) -> NotebookNode:
@@ -72,72 +61,56 @@ def _grading(name: str, **own: Any) -> NotebookNode:
 
 
 def graded(path: Path) -> NotebookNode:
-    """Return a notebook as nbgrader's source: per exercise a locked question, an answer, and a check worth its stars."""
-    book, cells, number = nbformat.read(path, as_version=4), [], 0
+    """Return a notebook as nbgrader's source: per exercise a locked question, an answer, a check worth its stars."""
+    book, lesson = nbformat.read(path, as_version=4), True
+    cells: list[NotebookNode] = []
     for cell in book.cells:
-        if "solution" in cell.metadata.get("tags", []):
-            number += 1
-            exercise, stars = f"{path.stem[:2]}-{number}", cells[-1].source.splitlines()[0].count("★")
+        tags = cell.metadata.get("tags", [])
+        lesson = lesson and "from lib.exercises import" not in cell.source
+        if lesson and cell.cell_type == "code":
+            cell.metadata.tags = [*tags, "otter_ignore"]  # not run when the exercises are graded
+        if "solution" in tags:
+            title = cells[-1].source.splitlines()[0]  # such as "### 1 ★ · ..."
+            name, points = f"{path.stem[:2]}-{title[4]}", title.count("★")
             cell.source, check = cell.source.rsplit("\n", 1)
-            hidden = f"from lib.exercises import judge\n\nassert judge({_call(exercise)})[0]"
-            check += f"\n### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
-            cells[-1].metadata = _grading(f"question-{exercise}")
-            cell.metadata = _grading(f"answer-{exercise}", solution=True, locked=False)
-            tested = _grading(f"check-{exercise}", grade=True, points=stars)
-            cells += [cell, nbformat.v4.new_code_cell(check, id=f"check-{exercise}", metadata=tested)]
-        elif "not for students" not in cell.metadata.get("tags", []):
+            test = f"from lib.exercises import judge\n\nassert {check.replace('check', 'judge')}[0]"
+            check += f"\n### BEGIN HIDDEN TESTS\n{test}\n### END HIDDEN TESTS"
+            tested = _grading(f"check-{name}", grade=True, points=points)
+            cells[-1].metadata = _grading(f"question-{name}")
+            cell.metadata = _grading(f"answer-{name}", solution=True, locked=False)
+            cells += [cell, nbformat.v4.new_code_cell(check, id=f"check-{name}", metadata=tested)]
+        elif "not for students" not in tags:
             cells.append(cell)
     book.cells = cells
     return book
 
 
 def cleared(book: NotebookNode) -> NotebookNode:
-    """Return a student's copy: no solutions, no hidden tests, questions and checks locked."""
+    """Turn nbgrader's source into a student's copy: no solutions, no hidden tests, questions and checks locked."""
     from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, LockCells
 
-    book = deepcopy(book)
-    for step in (ClearSolutions(code_stub={"python": STUB}), ClearHiddenTests(), LockCells()):
+    for step in (ClearSolutions(code_stub={"python": "# Write your code here."}), ClearHiddenTests(), LockCells()):
         book, _ = step.preprocess(book, {})
     return book
 
 
-def key(books: dict[str, NotebookNode]) -> list[dict[str, Any]]:
-    """Return what the instructors' page says of each exercise: name, title, what is expected, mistakes, guidance."""
-    text = "\n".join(cell.source for book in books.values() for cell in book.cells if cell.cell_type == "markdown")
-    titles = re.findall(r"^### \d (★+ .*)$", text, re.MULTILINE)
-    pages = []
-    for (exercise, about), title in zip(guide().items(), titles, strict=True):
-        shown = {hint: f"{x:.4g}:" if np.ndim(x) == 0 else "" for hint, x in mistakes(exercise).items()}
-        right = answer(exercise)
-        expected = f"{right:.4g}" if np.ndim(right) == 0 else ""
-        pages.append(about | {"name": exercise, "title": title, "expected": expected, "wrong": shown})
-    return pages
-
-
-def write_slides(folder: Path, books: dict[str, NotebookNode]) -> None:
-    """Write reveal.js slides that need no network: per notebook its question, the guesses, each figure, the verdicts."""
-    chapters = []
-    for name, book in sorted(books.items(), key=lambda item: (item[0][:2] != "02", item[0])):  # the order of reading
-        text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+def write_slides(folder: Path, notebooks: list[Path]) -> None:
+    """Write reveal.js slides that need no network: per notebook its question, guesses, each figure, the verdicts."""
+    shutil.copytree(TABLES, folder / "figures", ignore=shutil.ignore_patterns("*.[!p]*", *LEFT_OUT))
+    dist = files("sphinx_revealjs") / "_static" / "revealjs" / "dist"  # the package only carries reveal.js
+    shutil.copytree(str(dist), folder / "dist", ignore=shutil.ignore_patterns("*.map", "*.esm.js", "*.eot", "*.ttf"))
+    found, chapters = json.loads((TABLES / "findings.json").read_text(encoding="utf-8")), []
+    for path in sorted(notebooks, key=lambda path: (path.stem[:2] != "02", path)):  # the order of reading
+        text = "\n".join(cell.source for cell in graded(path).cells if cell.cell_type == "markdown")
         predict = re.search(r"## Predict\n(.*?)(?=\n#|\Z)", text, re.DOTALL)
-        figures = []
-        for path in sorted(REFERENCE.glob(f"{name[:2]}_*.json")):
-            told = json.loads(path.read_text(encoding="utf-8"))
-            title = told.get("title") or path.stem[3:].replace("_", " ").capitalize()
-            figures.append({"file": f"{path.stem}.png", "title": title, "footer": told.get("footer", "")})
-            (folder / "figures").mkdir(parents=True, exist_ok=True)
-            shutil.copy(path.with_suffix(".png"), folder / "figures")
-        claims = [c for c in json.loads((REFERENCE / "findings.json").read_text()) if c["notebook"] == name[:-6]]
-        told = {"title": text.splitlines()[0].lstrip("# "), "predict": predict and predict[1], "figures": figures}
-        chapters += [told | {"claims": claims}] * bool(figures)
-    slides = nbformat.v4.new_notebook()
-    for source in _filled("slides.md.j2", chapters=chapters).split("\n----\n"):
-        kind = "slide" if source.lstrip().startswith("# ") else "subslide"
-        slides.cells.append(nbformat.v4.new_markdown_cell(source, metadata={"slideshow": {"slide_type": kind}}))
-    spec = find_spec("sphinx_revealjs")  # only carries reveal.js
-    assert spec and spec.origin, "the course tools of environment.yml are not installed"
-    ignored = shutil.ignore_patterns("*.map", "*.esm.js", "*.eot", "*.ttf")
-    shutil.copytree(Path(spec.origin).parent / "_static/revealjs/dist", folder / "reveal" / "dist", ignore=ignored)
-    exporter = SlidesExporter(raw_template=(TEACHING / "slides.html.j2").read_text(), reveal_url_prefix="reveal")
-    page, _ = exporter.from_notebook_node(slides, resources={"metadata": {"name": "What does CLIP memorize?"}})
-    _write(folder / "index.html", page)
+        claims = [one for one in found if one["notebook"] == path.stem]
+        figures = {p.stem: json.loads(p.read_bytes()) for p in sorted(TABLES.glob(f"{path.stem[:2]}_*.json"))}
+        chapter = {"title": text.splitlines()[0].lstrip("# "), "predict": predict and predict[1], "claims": claims}
+        chapters += [chapter | {"figures": figures}] * bool(figures)
+    slides = nbformat.v4.new_notebook(metadata={"title": "What does CLIP memorize?"})
+    for source in _fill("slides.md.j2", folder / "slides.md", chapters=chapters).split("\n----\n"):
+        kind = {"slide_type": "slide" if source.lstrip().startswith("# ") else "subslide"}
+        slides.cells.append(nbformat.v4.new_markdown_cell(source, metadata={"slideshow": kind}))
+    template = (TEACHING / "slides.html.j2").read_text(encoding="utf-8")
+    exporter = SlidesExporter(raw_template=template, reveal_url_prefix=".", reveal_theme="white")
+    write_bytes(folder / "index.html", exporter.from_notebook_node(slides)[0].encode())

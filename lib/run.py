@@ -21,7 +21,7 @@ from lib.recipes import SCALES, did_you_mean, slug
 
 ROOT = Path(__file__).resolve().parent.parent
 # Options with a value: seeds as in the notebooks; jobs 0 and precision "" stand for what is right for this machine
-DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="") | {"from": ""}
+DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="", course="", **{"from": ""})
 FLAGS = ("force", "keep-going", "publish", "list", "lab")
 
 
