@@ -83,23 +83,31 @@ def show(figure: Figure, description: str = "", name: str = "") -> None:
     plt.close(figure)
 
 
-def wall(images: np.ndarray, captions: Sequence[str], titles: Sequence[str], columns: int = 6) -> Figure:
-    """Show pictures uint8 `[N, 3, H, W]`, a title above and a caption below each, both literally: `$` is not TeX."""
+def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colours=(), figure=None) -> Figure:
+    """Show pictures uint8 `[N, 3, H, W]`, a title above and a caption below each, both literally: `$` is not TeX.
+
+    `colours`: of a frame around each picture. `figure`: where to draw, such as a part of a figure; else a new one.
+    """
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 3.3 * rows), squeeze=False)
+    figure = figure or plt.figure(figsize=(2.1 * columns, 3.7 * rows + 0.4))
+    axes = figure.subplots(rows, columns, squeeze=False)
     plt.setp(axes, frame_on=False, xticks=[], yticks=[])
-    for ax, image, caption, title in zip(axes.flat, images, captions, titles, strict=False):
+    frames = [*colours, *[None] * len(images)]
+    for ax, image, caption, title, frame in zip(axes.flat, images, captions, titles, frames, strict=False):
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        if frame:
+            ax.set_frame_on(True)
+            plt.setp(ax.spines.values(), color=frame, linewidth=3, visible=True)
         ax.set_title(title, fontsize=11, loc="center", parse_math=False)
         text = "\n".join(textwrap.wrap(caption, 25, max_lines=5, placeholder=" …"))
-        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=9, parse_math=False)
-    figure.set_layout_engine("constrained", h_pad=0.34)  # room for captions, which the layout does not see
+        ax.set_xlabel(text, fontsize=9.5, parse_math=False)
     return figure
 
 
 def tell(figure: Figure, sentence: str, about: Mapping, bars: str = "95 % intervals over seeds and pairs") -> None:
     """Write above a figure what to see, and below it where it comes from and what the bars mean."""
-    figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold")
+    width = int(9.5 * figure.get_figwidth())  # characters of this size
+    figure.suptitle(textwrap.fill(sentence, width), x=0.01, ha="left", fontsize=13, weight="bold")
     footer(figure, about, f" Bars: {bars}." * bool(bars))
 
 
@@ -161,20 +169,12 @@ def by_group(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return pool
 
 
-def detection(scores: pd.DataFrame, ax: Axes, signs: Mapping[str, int], rate: float = 0) -> pd.DataFrame:
-    """Draw how well each score finds swapped captions among clean ones; `signs` as for `stats.gain`, `rate` as for
-    `stats.detect`."""
-    found = [
-        {"name": NAMES.get(name, name), **vars(stats.detect(scores, name, sign, rate=rate))}
-        for name, sign in signs.items()
-    ]
-    ax.axvline(rate or 0.5, color="black", linestyle="--", linewidth=1.3, label="chance")
-    ax.set_xlabel(
-        f"swapped captions found at {rate:.0%} false alarms" if rate else "finding swapped captions (ROC AUC)"
-    )
-    drawn = forest(pd.DataFrame(found), ax, {"": "black"}, zero=False)
-    legend_below(ax)
-    return drawn
+def detection(scores: pd.DataFrame, ax: Axes, signs: Mapping[str, int]) -> pd.DataFrame:
+    """Draw how well each score finds swapped captions among clean ones, the best first; `signs` as for `stats.gain`."""
+    found = [{"name": NAMES[name], **vars(stats.detect(scores, name, sign))} for name, sign in signs.items()]
+    ax.axvline(0.5, color="black", linestyle="--", linewidth=1.3, label="chance")
+    ax.set_xlabel("finding swapped captions (ROC AUC)")
+    return forest(pd.DataFrame(found).sort_values("value", ascending=False), ax, {"": "black"}, zero=False)
 
 
 def response(scores: pd.DataFrame, ax: Axes, x: str, colour: str, bins: Sequence[float] = ()) -> pd.DataFrame:

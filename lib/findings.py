@@ -1,13 +1,8 @@
-"""What the notebooks found: recorded, compared with the reference, published.
-
-python -m lib.findings            exit 1 when figures/README.md does not show the published findings
-python -m lib.findings --write    write it
-"""
+"""What the notebooks found: recorded, compared with the reference, published."""
 
 import json
 import math
 import os
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,25 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython.display import Image, display
 
 from lib import store
-from lib.recipes import PRESETS, published_name, slug
-from lib.stats import Estimate, holm, verdict
+from lib.recipes import published_name, slug
+from lib.stats import Estimate, verdict
 from lib.store import ROOT
 
 NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
-HEAD = """# Every claim and its verdict
-
-Written by `./run_all.sh --publish` from `figures/*/findings.json`; a test fails when it is stale. The claims stand in
-[`lib/claims.json`](../lib/claims.json), committed before the models were trained (`claims_commit` in `findings.json`).
-*p*: two-sided, adjusted by Holm for all claims tested on that data set at that scale; the verdict follows the interval
-of the single claim. *Detectable*: the smallest true value that such a run would have found with 80 % power. The number
-of seeds that would decide an inconclusive claim assumes that its value stays as it is.
-`coco12k.parquet` stands for a file of 12,000 COCO images with captions and categories, which may not be passed on.
-
-"""
 NUMBERS = ("value", "low", "high", "p", "detectable")
 
 
@@ -69,6 +55,13 @@ def paper(name: str) -> pd.DataFrame:
     """Return a table of the paper's own numbers, figures/paper.json: unitmem, captions, noise or removed."""
     entry = json.loads((ROOT / "figures" / "paper.json").read_text(encoding="utf-8"))[name]
     return pd.DataFrame(entry["columns"], index=pd.Index(entry["rows"], name=entry["index"]))
+
+
+def show(folder: Path, name: str) -> None:
+    """Show a figure of the reference in a notebook, described by its title."""
+    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    picture = Image(filename=folder / f"{name}.png", width=900)
+    display(picture, metadata={"image/png": {"alt": about["title"], "figure": name}})
 
 
 def results_folder(dataset: str, scale: str) -> Path:
@@ -214,37 +207,4 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> Path:
     for name, content in files.items():
         store.write_bytes(reference / name, content)
     store.write_json(reference / "findings.json", rows.astype(object).where(rows.notna(), None).to_dict("records"))
-    store.write_bytes(ROOT / "figures" / "README.md", page().encode())
     return reference
-
-
-def page() -> str:
-    """Return figures/README.md: every published finding with what the paper reports, ours, and the verdict."""
-    reported, rows = {one["claim"]: one["paper"] for one in claims().values()}, all_references()
-    rows["p"] = rows["p"].where(rows["verdict"] != "not testable")
-    rows["p"] = rows.groupby(["dataset", "scale"])["p"].transform(holm)
-    head = ["", "claim", "paper", "ours [95 % interval]", "p", "detectable", "seeds", "data", "verdict", "command"]
-    lines = [head, ["---"] * len(head)]
-    for _, row in rows.iterrows():
-        value, low, high, p, detectable = ("—" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in NUMBERS)
-        command = f"./run_all.sh {row['scale']} --only {row['notebook'][:2]}"
-        if row["dataset"] != "scenes":
-            command += f" --dataset {row['dataset']}{'' if row['dataset'] in PRESETS else '.parquet'}"
-        ours = f"{row['statistic']}: {value} [{low}, {high}]"
-        reason = row["reason"]
-        if row["verdict"] == "inconclusive":
-            needed = row["seeds"] * ((row["high"] - row["low"]) / 2 / row["value"]) ** 2
-            reason = f"at least {math.ceil(needed)} seeds" if needed < 1000 else "no number of seeds would help"
-        outcome = f"**{row['verdict']}**" + f": {reason}" * bool(reason)
-        cells = [row["finding"], row["claim"], reported.get(row["claim"]) or "—", ours, p.replace("0.000", "< 0.001")]
-        lines.append([*cells, detectable, row["seeds"], f"{row['dataset']}, {row['scale']}", outcome, f"`{command}`"])
-    return HEAD + "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
-
-
-if __name__ == "__main__":
-    path = ROOT / "figures" / "README.md"
-    stale = not path.exists() or path.read_text(encoding="utf-8") != page()
-    if "--write" in sys.argv[1:]:
-        store.write_bytes(path, page().encode())
-    elif stale:
-        sys.exit(f"{path} is stale; run: python -m lib.findings --write")

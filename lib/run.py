@@ -97,7 +97,7 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     """Check, run the notebooks, print what they found. Return the exit status: 0, or 1 where one failed."""
     from filelock import FileLock, Timeout
 
-    from lib import execute, findings, store
+    from lib import execute, store
 
     execute.check(options, notebooks)
     folder, done = store.root() / "executed" / f"{slug(options.dataset)}-{options.scale}", []
@@ -117,9 +117,19 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     reports = f"Reports: {(folder / 'index.html').as_uri()}" if done else ""
     print(f"\n{len(done)} of {len(notebooks)} notebooks done. {reports}", flush=True)
     if options.publish and len(done) == len(notebooks):
-        folder = findings.publish(options.dataset, options.scale, [path.stem for path in done])
-        print(f"Published in {folder} and figures/README.md")
+        publish(project, options, done, folder)
     return int(len(done) < len(notebooks))
+
+
+def publish(project: Path, options: Namespace, notebooks: list[Path], folder: Path) -> None:
+    """Make the results the reference, run the tour again, which shows it, and write all pages."""
+    from lib import findings, pages
+
+    reference = findings.publish(options.dataset, options.scale, [path.stem for path in notebooks])
+    for tour in [path for path in notebooks if path.stem == "00_tour"]:
+        run_one(project, options, tour, folder, 0)
+    pages.publish(options.dataset, options.scale, [folder / path.name for path in notebooks])
+    print(f"Published in {reference}, figures/README.md and README.md")
 
 
 def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, later: float) -> bool:

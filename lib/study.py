@@ -64,7 +64,7 @@ class Study:
             folder = store.root() / "private" / folder.name
         elif name not in self.saved:
             self.saved.append(name)
-        told = {"title": figure.get_suptitle(), "footer": figure.get_supxlabel()}
+        told = {"title": figure.get_suptitle(), "footer": figure.get_supxlabel(), "place": len(self.saved)}
         figures.save(figure, name, table, folder, self.about | told)
         figures.show(figure, name=name)
 

@@ -1,4 +1,4 @@
-"""Findings: recorded by this very run, compared with the reference, published on conditions, shown in README."""
+"""Findings: recorded by this very run, compared with the reference, published on conditions."""
 
 import json
 import shutil
@@ -116,7 +116,6 @@ def test_publish_replaces_what_the_reference_held_of_a_notebook(root):
     assert {path.name for path in reference.iterdir()} == files
     assert findings.read_reference(reference)["finding"].tolist() == ["2a", "2a"]
     assert "NaN" not in (reference / "findings.json").read_text()
-    assert f"| 2a | {finding().claim} |" in (root / "figures" / "README.md").read_text()
 
 
 REFUSED = {
@@ -145,39 +144,8 @@ def test_a_damaged_file_is_named(root, content):
     reference.mkdir()
     (reference / "findings.json").write_text(content)
     with pytest.raises(FindingsError, match=f"{reference}/findings.json is damaged: restore it with git"):
-        findings.page()
+        findings.all_references()
     path = findings.results_folder("scenes", "laptop") / f"{NOTEBOOK}.json"
     path.write_text(content)
     with pytest.raises(FindingsError, match=f"{NOTEBOOK}.json is damaged: run notebook {NOTEBOOK} again"):
         findings.read_results(path)
-
-
-def publish_as_is(dataset, entries):
-    folder = findings.reference_folder(dataset, "laptop")
-    folder.mkdir(exist_ok=True)
-    (folder / "findings.json").write_text(json.dumps(entries))
-
-
-def test_the_page_shows_what_the_paper_reports_and_how_to_repeat_ours(root):
-    rows = [finding(statistic="a|b", dataset="flickr8k"), finding("2c", dataset="coco12k", low=None)]
-    publish_as_is("flickr8k", [asdict(row) for row in rows])
-    text = findings.page()
-    assert "a\\|b" in text and "above .89" in text and "**reproduced** |" in text
-    assert "0.250 [0.100, 0.400]" in text and "0.250 [—, 0.400]" in text
-    assert "--only 02 --dataset flickr8k`" in text and "--dataset coco12k.parquet`" in text
-
-
-def test_the_page_adjusts_p_over_the_claims_tested_on_a_data_set_and_says_why_one_was_not(root):
-    tested = [finding("2a", p=0.01), finding("2d", p=0.00001), finding("3a", p=0.4), finding("4a", p=0.02, scale="gpu")]
-    publish_as_is("scenes", [asdict(row) for row in [*tested, finding("1e", verdict="not testable", reason="few")]])
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in findings.page().splitlines() if "[0.1" in line
-    ]
-    shown = {cells[0]: (cells[4], cells[5]) for cells in lines}
-    adjusted = {"2a": "0.020", "2d": "< 0.001", "3a": "0.400", "4a": "0.020", "1e": "—"}
-    assert shown == {name: (p, "0.200") for name, p in adjusted.items()}
-    assert next(cells[8] for cells in lines if cells[0] == "1e") == "**not testable**: few"
-
-
-def test_the_committed_page_is_not_stale():
-    assert (findings.ROOT / "figures" / "README.md").read_text() == findings.page()
