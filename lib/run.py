@@ -41,14 +41,19 @@ def parse(words: list[str]) -> Namespace:
     if options.scale not in SCALES:
         hint = did_you_mean(options.scale, SCALES)
         parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
+    course, secret = os.path.expanduser(options.course), ROOT / "lib" / "answers.py"
     wrong = {
         "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
         "--precision: expected fp32 or bf16": options.precision not in ("", "fp32", "bf16"),
         "--only and --from: use one of them": options.only and options.start,
         "--dataset: expected a name or a path, got an empty text": not options.dataset.strip(),
+        f"--course: {course} exists and is not empty; name a new folder": os.path.isfile(course)
+        or (os.path.isdir(course) and os.listdir(course)),
+        f"--course: {secret} is missing; a student's copy cannot make a course": course and not secret.is_file(),
     }
     for sentence in filter(wrong.get, wrong):
         parser.error(sentence)
+    options.course = course and os.path.abspath(course)
     path = os.path.abspath(os.path.expanduser(options.dataset))
     if os.path.exists(path) and slug(options.dataset) != options.dataset:  # a built-in name is its own slug
         options.dataset = path  # because notebooks run in another folder
@@ -123,9 +128,11 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
 
 def publish(project: Path, options: Namespace, notebooks: list[Path], folder: Path) -> None:
     """Make the results the reference, run the tour again, which shows it, and write all pages."""
-    from lib import findings, pages
+    from lib import answers, exercises, findings, pages, store
 
     reference = findings.publish(options.dataset, options.scale, [path.stem for path in notebooks])
+    if reference == exercises.TABLES:  # the exercises work on these tables
+        store.write_json(exercises.KNOWN, answers.entries())
     for tour in [path for path in notebooks if path.stem == "00_tour"]:
         run_one(project, options, tour, folder, 0)
     pages.publish(options.dataset, options.scale, [folder / path.name for path in notebooks])
@@ -226,6 +233,10 @@ def start(project: Path, options: Namespace) -> int:
             open_lab(project)
         elif options.list:
             print_list(options, notebooks)
+        elif options.course:
+            from lib import course
+
+            course.build(Path(options.course))
         elif notebooks:
             return run_all(project, options, notebooks)
         else:
