@@ -145,7 +145,7 @@ def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, lat
 
     began, run_id, executed = time.monotonic(), uuid.uuid4().hex, folder / notebook.name
     results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
-    own = {"RUNS": str(store.root()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
+    own = {"RUNS": str(store.shared()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
     os.environ |= {f"CLIPMEM_{name}": value for name, value in own.items()}  # which the kernel inherits
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
     print(f"{execute.PROGRESS} {notebook.stem}", flush=True)
@@ -214,7 +214,7 @@ def open_lab(project: Path) -> None:
     settings = store.root() / "jupyter"  # a default that the user's own settings still override
     quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
     store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
-    os.environ["CLIPMEM_RUNS"] = str(store.root())  # absolute, because notebooks run in another folder
+    os.environ["CLIPMEM_RUNS"] = str(store.shared())  # absolute, because notebooks run in another folder
     others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
     words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]

@@ -34,9 +34,14 @@ class StoreError(RuntimeError):
     """The store cannot be written; the message names the file and says what to do."""
 
 
-def root() -> Path:
-    """Return where the store lies: the environment variable CLIPMEM_RUNS, else `runs/` in the project; absolute."""
+def shared() -> Path:
+    """Return the store that is read: the environment variable CLIPMEM_RUNS, else `runs/` in the project; absolute."""
     return Path(os.environ.get("CLIPMEM_RUNS") or ROOT / "runs").expanduser().absolute()
+
+
+def root() -> Path:
+    """Return where is written: `shared()`, or `runs/` in the project where that is a folder that may only be read."""
+    return ROOT / "runs" if shared().is_dir() and not os.access(shared(), os.W_OK) else shared()
 
 
 @contextmanager
@@ -122,6 +127,8 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
 
     Other processes that want the same entry wait. `about` is kept as about.json, for people. Raise StoreError.
     """
+    if not _flaw(shared() / kind / key):
+        return shared() / kind / key
     folder = root() / kind / key
     if _flaw(folder):
         with _lock(folder):
@@ -136,7 +143,7 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
 
 def finished(kind: str, key: str) -> bool:
     """Return whether the entry is complete; its files are not read."""
-    return _current(root() / kind / key / DONE)
+    return any(_current(place / kind / key / DONE) for place in (shared(), root()))
 
 
 def _current(file: Path) -> bool:
