@@ -53,7 +53,6 @@ def parse(words: list[str]) -> Namespace:
     }
     for sentence in filter(wrong.get, wrong):
         parser.error(sentence)
-    options.course = course and os.path.abspath(course)
     path = os.path.abspath(os.path.expanduser(options.dataset))
     if os.path.exists(path) and slug(options.dataset) != options.dataset:  # a built-in name is its own slug
         options.dataset = path  # because notebooks run in another folder
@@ -236,7 +235,7 @@ def start(project: Path, options: Namespace) -> int:
         elif options.course:
             from lib import course
 
-            course.build(Path(options.course))
+            course.build(Path(options.course).expanduser())
         elif notebooks:
             return run_all(project, options, notebooks)
         else:

@@ -84,6 +84,16 @@ def test_a_read_only_store_gives_what_is_finished_and_says_what_is_missing():
         assert BUILT[get()] == 1 and get("missing")
 
 
+def test_a_store_that_may_only_be_read_is_read_and_what_it_lacks_is_made_in_runs(tmp_path, monkeypatch):
+    given, project = get().parent.parent, tmp_path / "project"
+    monkeypatch.setattr(store, "ROOT", project)
+    monkeypatch.setattr(store.os, "access", lambda path, mode: path != given)  # root may write anywhere
+    assert get() == given / "run" / "k" and store.finished("run", "k") and BUILT[get()] == 1
+    lacking = get("missing")
+    assert lacking == project / "runs" / "run" / "missing" == get("missing") and BUILT[lacking] == 1
+    assert store.finished("run", "missing") and not (given / "run" / "missing").exists()
+
+
 def test_two_that_want_one_entry_build_it_once(capsys):
     with ThreadPoolExecutor(2) as pool:
         assert len({*pool.map(lambda _: get(extra=lambda folder: time.sleep(0.2)), range(2))}) == 1
