@@ -1,8 +1,6 @@
-"""What run_all.sh does with a notebook: check it, execute it with papermill, prove that it is done, report."""
+"""What run_all.sh does with a notebook: check it, execute it with papermill, prove that it is done."""
 
-import html
 import json
-import logging
 import os
 import re
 import traceback
@@ -12,13 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
-from urllib.parse import quote
 
-import nbformat
 import papermill
 import torch
 from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 
 from lib import findings, sources, store
@@ -155,25 +150,3 @@ def prove(executed: Path, results: Path, run_id: str) -> None:
     for name in found["figures"]:
         if not (results.parent / f"{name}.png").is_file():
             raise NotebookError(f"not done: the figure {name} is declared, and not in {results.parent}")
-
-
-def write_report(project: Path, executed: Path) -> None:
-    """Write an executed notebook as HTML, its images inside and without progress lines, and link it in index.html."""
-    book = nbformat.read(executed, as_version=4)
-    for cell in book.cells:
-        if cell.cell_type == "markdown":  # nbconvert embeds only what lies below its path
-            cell.source = cell.source.replace("](../", "](")
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                lines = re.split(r"[\r\n]", output.text)
-                output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
-    logging.getLogger("traitlets").setLevel(logging.ERROR)  # else it warns on the terminal of missing alternative texts
-    resources = {"metadata": {"path": str(project), "name": executed.stem}}
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources=resources)
-    executed.with_suffix(".html").write_text(text, encoding="utf-8")
-    folder = executed.parent
-    names = sorted(path.stem for path in folder.glob("*.html") if path.stem != "index")
-    links = "\n".join(f'<li><a href="{quote(name)}.html">{html.escape(name)}</a></li>' for name in names)
-    head = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{html.escape(folder.name)}</title>'
-    page = f"{head}\n<h1>{html.escape(folder.name)}</h1>\n<ul>\n{links}\n</ul>\n"
-    (folder / "index.html").write_text(page, encoding="utf-8")

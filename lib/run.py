@@ -114,8 +114,8 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
         print("[FAIL] another run_all.sh is at this data set and scale. Wait for it, or stop it.", file=sys.stderr)
         return 1
     print_findings(options, done)
-    reports = f"Reports: {(folder / 'index.html').as_uri()}" if done else ""
-    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {reports}", flush=True)
+    where = f"Report: {(store.root() / 'report' / folder.name / 'index.html').as_uri()}" if done else ""
+    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {where}", flush=True)
     if options.publish and len(done) == len(notebooks):
         folder = findings.publish(options.dataset, options.scale, [path.stem for path in done])
         print(f"Published in {folder} and figures/README.md")
@@ -124,7 +124,7 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
 
 def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, later: float) -> bool:
     """Run a notebook, print how it ended, and return whether it is done. `later`: seconds of those that follow."""
-    from lib import execute, findings, store
+    from lib import execute, findings, report, store
 
     began, run_id, executed = time.monotonic(), uuid.uuid4().hex, folder / notebook.name
     results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
@@ -135,7 +135,7 @@ def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, lat
     try:
         execute.execute(notebook, folder, execute.parameters(notebook, options))
         execute.prove(executed, results, run_id)
-        execute.write_report(project, executed)
+        report.write(project, executed, options.dataset, options.scale)
     except execute.NotebookError as error:
         print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}")
         sentence, *last = error.args
@@ -150,7 +150,7 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
     """Print what these notebooks found, and how that compares with the reference."""
     import pandas as pd
 
-    from lib import findings
+    from lib import findings, report
 
     folder = findings.results_folder(options.dataset, options.scale)
     found = [findings.read_results(folder / f"{path.stem}.json")["findings"] for path in notebooks]
@@ -164,12 +164,8 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
         value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
         verdict, interval = f"{row.verdict:<{rows['verdict'].str.len().max()}}", f"{value} [{low}, {high}]"
         print(f"{verdict}  {interval:<24}  {row.finding} {row.claim}{f' ({row.reason})' * bool(row.reason)}")
-    reference = findings.reference_folder(options.dataset, options.scale)
-    if reference.is_dir():
-        try:
-            print(findings.compare(rows, findings.read_reference(reference)))
-        except findings.FindingsError as error:
-            print(f"Not compared with the reference: {error}")
+    if sentence := report.compared(options.dataset, options.scale, rows):
+        print(sentence)
 
 
 def print_list(options: Namespace, notebooks: list[Path]) -> None:
