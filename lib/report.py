@@ -1,7 +1,6 @@
-"""The report of a run: an index with the verdicts and all figures, and a page for every notebook.
+"""The report of a run, laid out by lib/pages/: an index with the verdicts and all figures, and a page per notebook.
 
-The folder `runs/report/<set>/` can be copied anywhere. Its pages run no script and fetch nothing from a network. How
-they look is in lib/pages/.
+The folder `runs/report/<set>/` can be copied anywhere. Its pages run no script and fetch nothing from a network.
 """
 
 import json
@@ -44,38 +43,41 @@ class _Prose(IPythonRenderer):
         self.notebooks, self.headings = notebooks, list[tuple[int, str, str]]()
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
+        """Give the heading an id, and note it for the table of contents."""
         name = f"{len(self.headings)}-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')}"  # two may have one text
         self.headings.append((level, name, re.sub("</?a[^>]*>", "", text)))
         return f'<h{level} id="{name}">{text}</h{level}>\n'
 
     def block_math(self, body: str) -> str:
+        """Write an equation as MathML that scrolls where it is wide."""
         return f'<span class="wide">{_mathml(body, "block")}</span>'
 
     def inline_math(self, body: str) -> str:
+        """Write an equation within a line as MathML."""
         return _mathml(body, "inline")
 
     def table(self, text: str) -> str:
+        """Let a table scroll where it is wide."""
         return f'<div class="wide"><table>\n{text}</table></div>\n'
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
+        """Put a picture of the project into the page; of any other, leave the description."""
         data = self._src_to_base64(re.sub(r"^(\.\./)+", "", url))  # notebooks lie one folder below the project
         return f'<img src="{data}" alt="{escape(text)}">' if data else escape(text)
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
+        """Link a page of the report or the web; of any other link, leave the text."""
         stem = re.sub(r"\.ipynb(#.*)?$", "", url)
         if stem in self.notebooks:
             return f'<a href="{stem}.html">{text}</a>'
         return super().link(text, url, title) if re.match("https?:|mailto:", url) else text
 
 
-class _Output(mistune.HTMLRenderer):
-    """Write Markdown that a cell printed: no HTML, TeX, picture or link, because it may quote a foreign caption."""
-
-    def image(self, text: str, url: str, title: str | None = None) -> str:
-        return escape(text)
-
-    def link(self, text: str, url: str, title: str | None = None) -> str:
-        return text
+def _printed(text: str) -> str:
+    """Return as HTML what a cell printed as Markdown. It may quote a foreign caption: no HTML, TeX, picture or link."""
+    markdown = mistune.create_markdown(escape=True, plugins=["table"])
+    markdown.inline.rules = [rule for rule in markdown.inline.rules if "link" not in rule]  # pictures are links, too
+    return str(markdown(text))
 
 
 def compared(dataset: str, scale: str, rows: pd.DataFrame) -> str:
@@ -95,19 +97,19 @@ def title(book: NotebookNode, stem: str) -> str:
 def page(book: NotebookNode, stem: str, notebooks: Sequence[str], project: Path, scale: str) -> str:
     """Return an executed notebook as HTML, with a banner at scale smoke. `notebooks`: all pages in order of reading."""
     shown: dict[str, Any] = {"title": title(book, stem), "scale": scale, "metadata": {"path": "", "name": stem}}
-    prose, printed = _Prose(notebooks, project), mistune.create_markdown(renderer=_Output(), plugins=["table"])
-    tags = [cell.metadata.get("tags", []) for cell in book.cells]
+    prose, tags = _Prose(notebooks, project), [cell.metadata.get("tags", []) for cell in book.cells]
     if ["injected-parameters"] in tags:  # then the notebook's own proposal was not used
         book.cells = [cell for cell, own in zip(book.cells, tags, strict=True) if "parameters" not in own]
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = MarkdownWithMath(prose).render(cell.source)
+        cell.metadata["section"] = prose.headings[-1][2] if prose.headings else stem
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 lines = re.split(r"[\r\n]", output.text)
                 output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
             elif "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = printed(output.data["text/markdown"])
+                output.data["text/markdown"] = _printed(output.data["text/markdown"])
     at = notebooks.index(stem)
     shown |= {"previous": notebooks[at - 1] if at else "", "next": "".join(notebooks[at + 1 : at + 2])}
     shown["headings"] = [heading for heading in prose.headings if heading[0] in (2, 3)]

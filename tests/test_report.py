@@ -95,7 +95,8 @@ def test_a_page_shows_what_the_notebook_says_and_runs_nothing(written):
     assert page.count("<math") == 2 and "\\frac" not in page and "$$" not in page
     assert '<a href="02_why.html">02</a>' in page and "a file, <a" in page and "not there" in page
     assert 'alt="two dots" src="data:image/png' in page and 'id="01_curve"' in page
-    assert "[....]" not in page and "last line" in page and "proposed" not in page and "seeds" in page
+    assert "alt='A \"rising\" curve'" in page and 'alt="Figure in the section: The idea"' in page
+    assert "[....]" not in page and "last line" in page and "proposed" not in page and ">Parameters<" in page
     assert 'href="#1-the-idea"' in page and 'href="#2-the-idea"' in page
     assert 'rel="prev"' in page and 'href="03_how.html" rel="next"' in page and "SMOKE" not in page
 
