@@ -94,11 +94,12 @@ def test_smoke_runs_every_notebook_touches_no_reference_and_a_second_call_trains
         executed = clone / "runs" / "executed" / "scenes-smoke" / path.name
         counts = [cell["execution_count"] for cell in cells_of(executed, "code")]
         assert counts == list(range(1, len(counts) + 1))
-        page = executed.with_suffix(".html").read_text()
+        page = (clone / "runs" / "report" / "scenes-smoke" / f"{path.stem}.html").read_text()
         assert 'src="../' not in page, "a picture that is not in the report"
+        assert "<code>\\" not in page, "an equation that does not become MathML"
         record = json.loads((results / f"{path.stem}.json").read_text())
         if path.stem != "00_tour":  # the tour shows what the others found
-            assert record["findings"] and record["figures"] and "SMOKE" in page
+            assert record["findings"] and record["figures"] and 'class="banner"' in page
             assert {entry["verdict"] for entry in record["findings"]} == {"not judged"}
         assert all((results / f"{figure}.png").is_file() for figure in record["figures"])
     again = smoke(clone, tmp_path)
