@@ -1,0 +1,72 @@
+"""See pairs along CLIPMem: a static picture and, where somebody can move it, a slider with a filter."""
+
+import textwrap
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+from IPython import get_ipython
+from matplotlib.pyplot import Figure
+
+from lib import figures
+from lib.data import Prepared, load
+
+ALL = "all kinds"
+
+
+def with_captions(each: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
+    """Add to a table of pairs (`reliability.per_pair`) their row, their caption as trained, and the right caption where
+    it was changed ("" elsewhere)."""
+    table, originals = prepared.table.reset_index()[["row", "pair_id", "caption"]], load(prepared.data).captions
+    right = table["row"].map(lambda row: originals[row][0])
+    return each.merge(table.assign(right=right.where(right != table["caption"], "")), on="pair_id")
+
+
+def around(pairs: pd.DataFrame, percentile: float, corruption: str = ALL, count: int = 6) -> pd.DataFrame:
+    """Return the `count` pairs around a percentile (0 to 100) of CLIPMem among those of a kind of corruption, the least
+    memorized first: fewer where the kind has fewer, none where it has none."""
+    kind = pairs[(pairs["corruption"] == corruption) | (corruption == ALL)]
+    first = round(percentile / 100 * (len(kind) - 1) - (count - 1) / 2)
+    first = max(0, min(first, len(kind) - count))
+    return kind.sort_values(["clipmem", "pair_id"], ignore_index=True)[first : first + count]
+
+
+def picture(pairs: pd.DataFrame, prepared: Prepared, sentence: str) -> Figure:
+    """Draw pairs of `with_captions` under a sentence: score, standard error, corruption, captions, all literally."""
+    signs = [f" ± {error:.2f}" if np.isfinite(error) else "" for error in pairs["error"]]  # one seed has no error
+    kinds = pairs["corruption"].str.replace("_", " ")
+    titles = [f"CLIPMem {x:+.2f}{sign}\n{kind}" for x, sign, kind in zip(pairs["clipmem"], signs, kinds, strict=True)]
+    figure = figures.wall(prepared.images[pairs["row"]], pairs["caption"].tolist(), titles)
+    figure.set_figheight(4.9)
+    figure.set_layout_engine("constrained", rect=(0, 0.38, 1, 0.62))  # below: two captions of up to five lines
+    for ax, right in zip(figure.axes, pairs["right"], strict=False):
+        text = "\n".join(textwrap.wrap(right, 25, max_lines=5, placeholder=" …"))
+        look: dict = {"color": figures.GREEN, "fontsize": 9, "ha": "center", "va": "top", "parse_math": False}
+        ax.annotate(text, (0.5, 0), (0, -5), xycoords=ax.texts[0], textcoords="offset points", **look)
+    figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold")
+    figure.text(0.01, 0.01, "±: one standard error. Green: the right caption, where it was changed.", fontsize=9)
+    return figure
+
+
+def attended() -> bool:
+    """Return whether somebody can move a slider: there is ipywidgets, and a front-end that would also answer a call of
+    input(), as neither papermill nor nbconvert would."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(find_spec("ipywidgets") and kernel and kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+def explore(each: pd.DataFrame, prepared: Prepared) -> None:
+    """Show pairs of `reliability.per_pair` at three places of CLIPMem and, if `attended`, a slider to see all others."""
+    pairs = with_captions(each, prepared)
+    few = pd.concat([around(pairs, place, count=2) for place in (5, 50, 95)])
+    figures.show(picture(few, prepared, "Two pairs each around the 5th, 50th and 95th percentile of CLIPMem"))
+    if attended():
+        from ipywidgets import IntSlider, interact
+
+        def draw(percentile: int, corruption: str) -> None:
+            sentence = f"Around percentile {percentile} of CLIPMem, {corruption.replace('_', ' ')}"
+            figures.show(picture(around(pairs, percentile, corruption), prepared, sentence))
+
+        kinds = [ALL, *(name for name in figures.COLOURS if name in set(pairs["corruption"]))]
+        options = [(name.replace("_", " "), name) for name in kinds]
+        interact(draw, percentile=IntSlider(75, 0, 100, continuous_update=False), corruption=options)
