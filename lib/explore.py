@@ -3,7 +3,6 @@
 import textwrap
 from importlib.util import find_spec
 
-import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from matplotlib.pyplot import Figure
@@ -26,25 +25,24 @@ def around(pairs: pd.DataFrame, percentile: float, corruption: str = ALL, count:
     """Return the `count` pairs around a percentile (0 to 100) of CLIPMem among those of a kind of corruption, the least
     memorized first: fewer where the kind has fewer, none where it has none."""
     kind = pairs[(pairs["corruption"] == corruption) | (corruption == ALL)]
-    first = round(percentile / 100 * (len(kind) - 1) - (count - 1) / 2)
-    first = max(0, min(first, len(kind) - count))
-    return kind.sort_values(["clipmem", "pair_id"], ignore_index=True)[first : first + count]
+    first = round(percentile / 100 * (len(kind) - 1) - (count - 1) / 2)  # so that the percentile lies in the middle
+    return kind.sort_values(["clipmem", "pair_id"])[max(0, min(first, len(kind) - count)) :][:count]
 
 
 def picture(pairs: pd.DataFrame, prepared: Prepared, sentence: str) -> Figure:
     """Draw pairs of `with_captions` under a sentence: score, standard error, corruption, captions, all literally."""
-    signs = [f" ± {error:.2f}" if np.isfinite(error) else "" for error in pairs["error"]]  # one seed has no error
-    kinds = pairs["corruption"].str.replace("_", " ")
-    titles = [f"CLIPMem {x:+.2f}{sign}\n{kind}" for x, sign, kind in zip(pairs["clipmem"], signs, kinds, strict=True)]
+    titles = [f"CLIPMem {x.clipmem:+.2f} ± {x.error:.2f}\n{x.corruption}" for x in pairs.itertuples()]
+    titles = [title.replace("_", " ").replace(" ± nan", "") for title in titles]  # nan: one seed has no error
     figure = figures.wall(prepared.images[pairs["row"]], pairs["caption"].tolist(), titles)
-    figure.set_figheight(4.9)
-    figure.set_layout_engine("constrained", rect=(0, 0.38, 1, 0.62))  # below: two captions of up to five lines
-    for ax, right in zip(figure.axes, pairs["right"], strict=False):
+    figure.set_figheight(5)
+    for place, (ax, right) in enumerate(zip(figure.axes, pairs["right"], strict=False)):
+        ax.set_position(((place + 0.03) / 6, 0.4, 0.94 / 6, 0.4))  # fixed, with room for two captions below
         text = "\n".join(textwrap.wrap(right, 25, max_lines=5, placeholder=" …"))
-        look: dict = {"color": figures.GREEN, "fontsize": 9, "ha": "center", "va": "top", "parse_math": False}
-        ax.annotate(text, (0.5, 0), (0, -5), xycoords=ax.texts[0], textcoords="offset points", **look)
+        look: dict = {"color": figures.GREEN, "style": "italic", "fontsize": 9, "ha": "center", "va": "top"}
+        below: dict = {"xycoords": ax.texts[0], "textcoords": "offset points", "parse_math": False}
+        ax.annotate(text, (0.5, 0), (0, -5), **below, **look)  # below the caption as trained, however long that is
     figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold")
-    figure.text(0.01, 0.01, "±: one standard error. Green: the right caption, where it was changed.", fontsize=9)
+    figure.text(0.01, 0.01, "±: one standard error. Green italics: the right caption, where we changed it.", fontsize=9)
     return figure
 
 
@@ -56,7 +54,7 @@ def attended() -> bool:
 
 
 def explore(each: pd.DataFrame, prepared: Prepared) -> None:
-    """Show pairs of `reliability.per_pair` at three places of CLIPMem and, if `attended`, a slider to see all others."""
+    """Show a few pairs of `reliability.per_pair` along CLIPMem and, where `attended`, a slider to see all others."""
     pairs = with_captions(each, prepared)
     few = pd.concat([around(pairs, place, count=2) for place in (5, 50, 95)])
     figures.show(picture(few, prepared, "Two pairs each around the 5th, 50th and 95th percentile of CLIPMem"))
@@ -64,9 +62,9 @@ def explore(each: pd.DataFrame, prepared: Prepared) -> None:
         from ipywidgets import IntSlider, interact
 
         def draw(percentile: int, corruption: str) -> None:
-            sentence = f"Around percentile {percentile} of CLIPMem, {corruption.replace('_', ' ')}"
-            figures.show(picture(around(pairs, percentile, corruption), prepared, sentence))
+            told = f"Around percentile {percentile} of CLIPMem, {corruption.replace('_', ' ')}"
+            figures.show(picture(around(pairs, percentile, corruption), prepared, told))
 
-        kinds = [ALL, *(name for name in figures.COLOURS if name in set(pairs["corruption"]))]
-        options = [(name.replace("_", " "), name) for name in kinds]
-        interact(draw, percentile=IntSlider(75, 0, 100, continuous_update=False), corruption=options)
+        slider = IntSlider(75, continuous_update=False, layout={"width": "80%"})  # one picture per move, not per pixel
+        kinds = [name for name in (ALL, *figures.COLOURS) if name in {ALL, *pairs["corruption"]}]
+        interact(draw, percentile=slider, corruption=[(name.replace("_", " "), name) for name in kinds])
