@@ -90,7 +90,7 @@ def compared(dataset: str, scale: str, rows: pd.DataFrame) -> str:
 
 def page(book: NotebookNode, stem: str, notebooks: Sequence[str], project: Path, scale: str) -> str:
     """Return an executed notebook as HTML, with a banner at scale smoke. `notebooks`: all pages in order of reading."""
-    shown: dict[str, Any] = {"title": stem, "scale": scale, "metadata": {"path": "", "name": stem}}
+    shown: dict[str, Any] = {"scale": scale, "metadata": {"path": "", "name": stem}}
     prose = _Prose(notebooks, project)
     for cell in book.cells:
         if cell.cell_type == "markdown":
@@ -101,6 +101,7 @@ def page(book: NotebookNode, stem: str, notebooks: Sequence[str], project: Path,
                 output.data["text/markdown"] = _printed(output.data["text/markdown"])
     at = notebooks.index(stem)
     shown |= {"previous": notebooks[at - 1] if at else "", "next": "".join(notebooks[at + 1 : at + 2])}
+    shown["title"] = prose.headings[0][2] if prose.headings else stem
     shown["headings"] = [heading for heading in prose.headings if heading[0] in (2, 3)]
     where = {"extra_template_basedirs": [str(TEMPLATES.parent)], "template_name": TEMPLATES.name}
     return HTMLExporter(template_file="page.html.j2", **where).from_notebook_node(book, shown)[0]
