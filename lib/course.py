@@ -26,7 +26,8 @@ LEFT_OUT = ("__pycache__", "*.pdf", "executed", "benchmark")  # of lib and figur
 def build(folder: Path) -> None:
     """Write the course into a new or empty folder. Raise StoreError, OSError."""
     paths = sorted(ROOT.glob("notebooks/[0-9]*.ipynb"))
-    for copy, without in {folder / "student": ("teaching", "answers.py", "course.py"), folder / "instructor": ()}.items():
+    secrets = ("teaching", "answers.py", "course.py")  # what a student's lib lacks
+    for copy, without in {folder / "student": secrets, folder / "instructor": ()}.items():
         for name in ("lib", "figures"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*LEFT_OUT, *without))
         for name in ("run_all.sh", "environment.yml", "LICENSE"):

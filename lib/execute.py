@@ -1,10 +1,9 @@
-"""What run_all.sh does with a notebook: check it, execute it with papermill, prove that it is done, report."""
+"""What run_all.sh does with a notebook: check it, execute it with papermill, prove that it is done."""
 
-import html
 import json
-import logging
 import os
 import re
+import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
-from urllib.parse import quote
 
 import nbformat
 import papermill
 import torch
 from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 
 from lib import findings, sources, store
@@ -157,23 +154,36 @@ def prove(executed: Path, results: Path, run_id: str) -> None:
             raise NotebookError(f"not done: the figure {name} is declared, and not in {results.parent}")
 
 
-def write_report(project: Path, executed: Path) -> None:
-    """Write an executed notebook as HTML, its images inside and without progress lines, and link it in index.html."""
+def title(notebook: Path) -> str:
+    """Return the title of a notebook, the first line of its first cell, else its name."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "".join(cells[0].source.splitlines()[:1]).lstrip("# ") if cells else notebook.stem
+
+
+def cleaned(executed: Path) -> nbformat.NotebookNode:
+    """Return an executed notebook without progress lines, and without the defaults that papermill's cell replaced."""
     book = nbformat.read(executed, as_version=4)
-    for cell in book.cells:
-        if cell.cell_type == "markdown":  # nbconvert embeds only what lies below its path
-            cell.source = cell.source.replace("](../", "](")
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                lines = re.split(r"[\r\n]", output.text)
-                output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
-    logging.getLogger("traitlets").setLevel(logging.ERROR)  # else it warns on the terminal of missing alternative texts
-    resources = {"metadata": {"path": str(project), "name": executed.stem}}
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources=resources)
-    executed.with_suffix(".html").write_text(text, encoding="utf-8")
-    folder = executed.parent
-    names = sorted(path.stem for path in folder.glob("*.html") if path.stem != "index")
-    links = "\n".join(f'<li><a href="{quote(name)}.html">{html.escape(name)}</a></li>' for name in names)
-    head = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{html.escape(folder.name)}</title>'
-    page = f"{head}\n<h1>{html.escape(folder.name)}</h1>\n<ul>\n{links}\n</ul>\n"
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    tags = [cell.metadata.get("tags", []) for cell in book.cells]
+    if ["injected-parameters"] in tags:
+        book.cells = [cell for cell, own in zip(book.cells, tags, strict=True) if "parameters" not in own]
+    for output in [output for cell in book.cells for output in cell.get("outputs", [])]:
+        if output.output_type == "stream":
+            lines = re.split(r"[\r\n]", output.text)
+            output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
+    return book
+
+
+def open_lab(project: Path) -> None:
+    """Become JupyterLab at the tour, in this Python. Does not return."""
+    from lib import store
+
+    settings = store.root() / "jupyter"  # a default that the user's own settings still override
+    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
+    store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
+    os.environ["CLIPMEM_RUNS"] = str(store.shared())  # absolute, because notebooks run in another folder
+    others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
+    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
+    words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
+    print("Opening JupyterLab; start with 00_tour", flush=True)
+    os.execv(sys.executable, words)

@@ -99,8 +99,8 @@ def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colo
             ax.set_frame_on(True)
             plt.setp(ax.spines.values(), color=frame, linewidth=3, visible=True)
         ax.set_title(title, fontsize=11, loc="center", parse_math=False)
-        text = "\n".join(textwrap.wrap(caption, 25, max_lines=5, placeholder=" …"))
-        ax.set_xlabel(text, fontsize=9.5, parse_math=False)
+        lines = [textwrap.fill(line, 25, max_lines=5, placeholder=" …") for line in caption.splitlines()]
+        ax.set_xlabel("\n".join(lines), fontsize=9.5, parse_math=False)
     return figure
 
 

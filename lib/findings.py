@@ -86,8 +86,8 @@ def claims() -> dict[str, dict[str, str]]:
 def claims_table(notebook_number: str) -> pd.DataFrame:
     """Return the claims of a notebook, such as "02", as a table to show: what is claimed, and when it is reproduced."""
     rows = {name: one for name, one in claims().items() if name.startswith(notebook_number.lstrip("0"))}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["claim", "test"])
-    return table.rename(columns={"test": "reproduced when"})
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["claim", "test", "paper"]).replace("", "—")
+    return table.rename(columns={"test": "reproduced when", "paper": "the paper"})
 
 
 def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: str = "", detail: str = "") -> Finding:

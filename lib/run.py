@@ -6,7 +6,6 @@ At the top stand only the standard library and lib.recipes, which needs nothing 
 before anything is installed.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -21,7 +20,8 @@ from lib.recipes import SCALES, did_you_mean, slug
 
 ROOT = Path(__file__).resolve().parent.parent
 # Options with a value: seeds as in the notebooks; jobs 0 and precision "" stand for what is right for this machine
-DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="", course="", **{"from": ""})
+DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="", course="")
+DEFAULTS["from"] = ""
 FLAGS = ("force", "keep-going", "publish", "list", "lab")
 
 
@@ -118,8 +118,8 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
         print("[FAIL] another run_all.sh is at this data set and scale. Wait for it, or stop it.", file=sys.stderr)
         return 1
     print_findings(options, done)
-    reports = f"Reports: {(folder / 'index.html').as_uri()}" if done else ""
-    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {reports}", flush=True)
+    where = f"Report: {(store.root() / 'report' / folder.name / 'index.html').as_uri()}" if done else ""
+    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {where}", flush=True)
     if options.publish and len(done) == len(notebooks):
         publish(project, options, done, folder)
     return int(len(done) < len(notebooks))
@@ -140,7 +140,7 @@ def publish(project: Path, options: Namespace, notebooks: list[Path], folder: Pa
 
 def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, later: float) -> bool:
     """Run a notebook, print how it ended, and return whether it is done. `later`: seconds of those that follow."""
-    from lib import execute, findings, store
+    from lib import execute, findings, report, store
 
     began, run_id, executed = time.monotonic(), uuid.uuid4().hex, folder / notebook.name
     results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
@@ -151,7 +151,7 @@ def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, lat
     try:
         execute.execute(notebook, folder, execute.parameters(notebook, options))
         execute.prove(executed, results, run_id)
-        execute.write_report(project, executed)
+        report.write(project, executed, options.dataset, options.scale)
     except execute.NotebookError as error:
         print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}")
         sentence, *last = error.args
@@ -166,7 +166,7 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
     """Print what these notebooks found, and how that compares with the reference."""
     import pandas as pd
 
-    from lib import findings
+    from lib import findings, report
 
     folder = findings.results_folder(options.dataset, options.scale)
     found = [findings.read_results(folder / f"{path.stem}.json")["findings"] for path in notebooks]
@@ -180,46 +180,25 @@ def print_findings(options: Namespace, notebooks: list[Path]) -> None:
         value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
         verdict, interval = f"{row.verdict:<{rows['verdict'].str.len().max()}}", f"{value} [{low}, {high}]"
         print(f"{verdict}  {interval:<24}  {row.finding} {row.claim}{f' ({row.reason})' * bool(row.reason)}")
-    reference = findings.reference_folder(options.dataset, options.scale)
-    if reference.is_dir():
-        try:
-            print(findings.compare(rows, findings.read_reference(reference)))
-        except findings.FindingsError as error:
-            print(f"Not compared with the reference: {error}")
+    if sentence := report.compared(options.dataset, options.scale, rows):
+        print(sentence)
 
 
 def print_list(options: Namespace, notebooks: list[Path]) -> None:
     """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
-    from lib import findings
+    from lib import execute, findings
 
     own = findings.results_folder(options.dataset, options.scale)
     reference = findings.reference_folder(options.dataset, options.scale)
     known = findings.read_reference(reference) if reference.is_dir() else None
     for path in notebooks:
-        title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
         results, here, committed = own / f"{path.stem}.json", "not run", "nothing"
         if results.is_file():
             here = time.strftime("run %Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
         if known is not None and path.stem in set(known["notebook"]):
             counts = Counter(known.loc[known["notebook"] == path.stem, "verdict"])
             committed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        print(f"{path.stem}  {title.lstrip('# ')}\n    here: {here}\n    committed: {committed}")
-
-
-def open_lab(project: Path) -> None:
-    """Become JupyterLab at the tour, in this Python. Does not return."""
-    from lib import store
-
-    settings = store.root() / "jupyter"  # a default that the user's own settings still override
-    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
-    store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
-    os.environ["CLIPMEM_RUNS"] = str(store.shared())  # absolute, because notebooks run in another folder
-    others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
-    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
-    words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
-    print("Opening JupyterLab; start with 00_tour", flush=True)
-    os.execv(sys.executable, words)
+        print(f"{path.stem}  {execute.title(path)}\n    here: {here}\n    committed: {committed}")
 
 
 def start(project: Path, options: Namespace) -> int:
@@ -229,7 +208,7 @@ def start(project: Path, options: Namespace) -> int:
     notebooks = chosen(project, options)
     try:
         if options.lab:
-            open_lab(project)
+            execute.open_lab(project)
         elif options.list:
             print_list(options, notebooks)
         elif options.course:

@@ -72,8 +72,9 @@ class Study:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
         findings.record(self.notebook, found, self.saved, self.about)
         plt.close("all")
-        columns = ["claim", "statistic", "value", "low", "high", "p", "detectable", "verdict", "reason"]
-        return pd.DataFrame(map(vars, found), columns=columns, index=[one.finding for one in found])
+        columns = ["verdict", "claim", "statistic", "value", "low", "high", "p", "detectable", "reason"]
+        rows = pd.DataFrame([vars(one) for one in found], columns=columns, index=[one.finding for one in found])
+        return rows.sort_index().round(4)
 
 
 def begin(

@@ -1,6 +1,8 @@
 """Shared by all tests: one thread, fp32, no network, runs in a temporary folder, and a small world of scenes."""
 
 import os
+import shutil
+import subprocess
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -54,3 +56,13 @@ def trained(own_store, shelf, monkeypatch):
     recipe to vary."""
     monkeypatch.setenv("CLIPMEM_RUNS", str(shelf))
     return BRIEF
+
+
+def copy_project(folder):
+    """Copy to a folder what git would take from this tree; return the folder."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(lambda name: (ROOT / name).is_file(), names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder

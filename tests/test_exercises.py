@@ -46,7 +46,8 @@ def test_the_harder_solutions_agree_with_another_way_to_compute_them():
     wall = exercises.table("02_wrong_captions").query("subset == 'pool' and seed == 0")
     f, g = (wall.loc[wall["member"] == member, "clipmem"].mean() for member in (1, -1))
     both = exercises.table("01_which_pairs").query("corruption == 'clean' and seed < 2")
-    ranks = both.assign(rank=both.groupby("seed")["caption"].rank()).pivot(index="pair_id", columns="seed", values="rank")
+    both["rank"] = both.groupby("seed")["caption"].rank()
+    ranks = both.pivot(index="pair_id", columns="seed", values="rank")
     found = exercises.table("04_removal").query("name == 'highest CLIPMem'")["value_wrong"].item()
     other = {
         "01-3": np.corrcoef(ranks.to_numpy().T)[0, 1],

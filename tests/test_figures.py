@@ -99,7 +99,8 @@ def test_wall_shows_dollars_literally_wraps_captions_and_the_watermark_is_drawn(
     figure = figures.wall(np.zeros((4, 3, 8, 8), dtype=np.uint8), texts, texts, columns=3)
     figures.watermark(figure)
     figure.canvas.draw()  # where TeX is read, the first text raises
-    assert not any(text.get_parse_math() for ax in figure.axes for text in (ax.title, ax.xaxis.label) if text.get_text())
+    texts = [text for ax in figure.axes for text in (ax.title, ax.xaxis.label) if text.get_text()]
+    assert len(texts) == 8 and not any(text.get_parse_math() for text in texts)
     assert figure.axes[2].get_xlabel().count("\n") == 4 and "SMOKE" in figure.texts[0].get_text()
 
 

@@ -70,7 +70,8 @@ def test_every_claim_is_complete_and_shown_by_number():
     words = [entry["claim"] for entry in findings.claims().values()]
     assert len(set(words)) == len(words)
     table = findings.claims_table("03")
-    assert table.index.tolist() == ["3a", "3b", "3c", "3d", "3e"] and [*table] == ["claim", "reproduced when"]
+    assert table.index.tolist() == ["3a", "3b", "3c", "3d", "3e"]
+    assert [*table] == ["claim", "reproduced when", "the paper"]
     assert table.loc["3a", "reproduced when"] == findings.claims()["3a"]["test"] and table.equals(
         findings.claims_table("3")
     )

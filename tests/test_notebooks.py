@@ -4,12 +4,11 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_project
 from photo_sets import columns, write_parquet
 
 from lib.recipes import slug
@@ -51,12 +50,7 @@ def test_the_title_is_a_question_and_links_lead_somewhere(path):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """Return a copy of what git would take from this tree, itself under git."""
-    folder = tmp_path_factory.mktemp("clone")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(lambda name: (ROOT / name).is_file(), names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("clone"))
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
@@ -94,11 +88,13 @@ def test_smoke_runs_every_notebook_touches_no_reference_and_a_second_call_trains
         executed = clone / "runs" / "executed" / "scenes-smoke" / path.name
         counts = [cell["execution_count"] for cell in cells_of(executed, "code")]
         assert counts == list(range(1, len(counts) + 1))
-        page = executed.with_suffix(".html").read_text()
+        assert "jupyter.widget" not in executed.read_text(), "a slider that nobody can move"
+        page = (clone / "runs" / "report" / "scenes-smoke" / f"{path.stem}.html").read_text()
         assert 'src="../' not in page, "a picture that is not in the report"
+        assert "<code>\\" not in page, "an equation that does not become MathML"
         record = json.loads((results / f"{path.stem}.json").read_text())
         if path.stem != "00_tour":  # the tour shows what the others found
-            assert record["findings"] and record["figures"] and "SMOKE" in page
+            assert record["findings"] and record["figures"] and 'class="banner"' in page
             assert {entry["verdict"] for entry in record["findings"]} == {"not judged"}
         assert all((results / f"{figure}.png").is_file() for figure in record["figures"])
     again = smoke(clone, tmp_path)

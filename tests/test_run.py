@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 from unittest import mock
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
 from filelock import FileLock
 
-from lib import execute, findings, run, sources, study
+from lib import execute, findings, report, run, sources, study
 from lib.captions import DataError
 from lib.run import parse
 
@@ -72,7 +73,8 @@ def test_a_notebook_that_does_its_work(project, capfd):
     write(project, "03_good", "seeds = 1", parameters='scale: str = "smoke"\ndataset: str = "scenes"')
     for folder in ("runs/results/scenes-laptop", "figures/scenes-laptop"):
         (project / folder).mkdir(parents=True)
-    (project / "runs/results/scenes-laptop/a.png").write_text("a figure")
+    for ending, text in {".png": "a figure", ".pdf": "a figure", ".csv": "a table", ".json": '{"figure": "a"}'}.items():
+        (project / f"runs/results/scenes-laptop/a{ending}").write_text(text)
     assert run.main(["laptop", "--seeds", "4", "--precision", "bf16"], project) == 0
     shown, log = capfd.readouterr().out, executed(project, "02_good.log", "laptop").read_text()
     assert "2 notebooks, 6 models, 2 in the store, about 20 minutes on this machine" in shown
@@ -81,10 +83,10 @@ def test_a_notebook_that_does_its_work(project, capfd):
     assert "Not compared with the reference" in shown and "findings.json is missing" in shown
     assert "seen 4 scenes 600 bf16" in log and f"kernel {sys.executable}" in log
     assert "from outside Python" in log and "from outside Python" not in shown
-    report = executed(project, "02_good.html", "laptop").read_text()
-    assert "seen 4 scenes" in report and "[....]" not in report.split("training")[-1]
-    link = re.search(r"Reports: (file:///\S+index.html)", shown)[1]
-    assert "%7Bproject%7D" in link and '"02_good.html"' in executed(project, "index.html", "laptop").read_text()
+    page = (project / "runs/report/scenes-laptop/02_good.html").read_text()
+    assert "seen 4 scenes" in page and "[....]" not in page.split("training")[-1]
+    link = re.search(r"Report: (file:///\S+index.html)", shown)[1]
+    assert "%7Bproject%7D" in link and '"02_good.html"' in Path(unquote(urlsplit(link).path)).read_text()
     book = json.loads((project / "runs/results/scenes-laptop/02_good.json").read_text())
     (project / "figures/scenes-laptop/findings.json").write_text(json.dumps(book["findings"]))
     assert run.main(["laptop", "--list"], project) == 0
@@ -196,7 +198,7 @@ def test_only_and_from_take_a_number_or_a_part_of_the_name(project, capfd):
 
 def test_a_full_disk_is_one_plain_line(project, monkeypatch, capfd):
     write(project, "02_good")
-    monkeypatch.setattr(execute, "write_report", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(report, "write", mock.Mock(side_effect=OSError(28, "No space left on device")))
     assert run.main(["smoke"], project) == 1
     assert "No space left on device. What is trained stays" in capfd.readouterr().err
 
