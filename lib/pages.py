@@ -118,6 +118,7 @@ def _table(heads: list[str], lines: list[list[Any]]) -> str:
 def executed_page(executed: Path, commit: str) -> str:
     """Return an executed notebook as Markdown: code folded, the pictures those that are published beside it."""
     book = execute.cleaned(executed)
+    book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](\1.md)", cell.source).replace("](../", "](../../../")
