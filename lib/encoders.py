@@ -15,7 +15,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from lib.model import embed_images, embed_texts
-from lib.scores import SUBSETS, align, as_table, held_out
+from lib.scores import SUBSETS, align, as_table, embed_pairs, held_out, places
 
 if TYPE_CHECKING:
     from lib.data import Prepared
@@ -28,11 +28,10 @@ def swap_parts(f: CLIP, g: CLIP, prepared: Prepared, seed: int) -> pd.DataFrame:
     are of clean external pairs only, the control that towers of two models understand each other; elsewhere NaN.
     """
     rows, shared = np.concatenate([prepared.subsets[name] for name in SUBSETS]), prepared.subsets["shared"]
-    held = torch.from_numpy(pd.Index(rows).get_indexer(held_out(prepared)))
     exchange = torch.from_numpy(np.isin(rows, prepared.half("independent", seed)))
-    of_f, of_g = (_embed(model, prepared, rows) for model in (f, g))
-    turn = rotation(*(_embed(model, prepared, shared).flatten(0, 1) for model in (f, g)))
-    table = as_table(prepared, rows, swap(of_f @ turn, of_g, held, exchange))
+    of_f, of_g = (embed_pairs(model, prepared, rows) for model in (f, g))
+    turn = rotation(*(embed_pairs(model, prepared, shared).flatten(0, 1) for model in (f, g)))
+    table = as_table(prepared, rows, swap(of_f @ turn, of_g, places(held_out(prepared), rows), exchange))
     return table.assign(subset=prepared.table.loc[rows, "subset"].to_numpy())
 
 
@@ -80,15 +79,9 @@ def by_caption(model: CLIP, prepared: Prepared, rows: np.ndarray) -> pd.DataFram
     Columns: pair_id and, for each caption c, `contrast_<c>`, among held-out pairs with their caption 0. A picture with
     fewer captions than others repeats its own.
     """
-    places = held_out(prepared)
-    own, held = torch.from_numpy(pd.Index(places).get_indexer(rows)), _embed(model, prepared, places)
-    image, found = embed_images(model, prepared.images, rows), {}
+    held, image, found = held_out(prepared), embed_images(model, prepared.images, rows), {}
+    (held_image, held_text), own = embed_pairs(model, prepared, held), places(rows, held)
     for caption in range(prepared.tokens.shape[1]):
         text = embed_texts(model, prepared.tokens[rows, caption])
-        found[f"contrast_{caption}"] = align(image, text, held[0], held[1], own).contrast
+        found[f"contrast_{caption}"] = align(image, text, held_image, held_text, own).contrast
     return as_table(prepared, rows, found)
-
-
-def _embed(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
-    """Return unit vectors `[2, R, D]` of some rows: the images as they are, and their captions 0."""
-    return torch.cat([embed_images(model, prepared.images, rows), embed_texts(model, prepared.tokens[rows, 0])[None]])

@@ -14,9 +14,8 @@ from threadpoolctl import threadpool_limits
 from lib import encoders, objectives, runs, stats, tables, utility
 from lib import model as models
 from lib.data import prepare
-from lib.parallel import run_parallel
 from lib.recipes import Recipe, f_and_g
-from lib.runs import cached, in_minus_out, measured
+from lib.tables import cached, collected, in_minus_out, measured
 from lib.utility import GALLERY, Labelled
 
 if TYPE_CHECKING:
@@ -32,15 +31,15 @@ def swap_test(study: Study) -> pd.DataFrame:
     """Return what of CLIPMem comes with either encoder alone, in the first condition: seed, corruption and the columns
     of `encoders.swap_parts`."""
 
-    def one(recipe: Recipe, report: object) -> pd.DataFrame:
-        g = f_and_g(study.base, recipe.seed)[1]
+    def swapped(recipe: Recipe) -> pd.DataFrame:
+        g = f_and_g(recipe, recipe.seed)[1]
 
-        def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-            return encoders.swap_parts(model, runs.load(g), study.prepared, recipe.seed)
+        def measure(f: CLIP, recipe: Recipe) -> pd.DataFrame:
+            return encoders.swap_parts(f, runs.load(g), study.prepared, recipe.seed)
 
-        return cached(f"swap-{runs.run_key(g)[:8]}", recipe, measure).assign(seed=recipe.seed)
+        return cached(f"swap-{runs.run_key(g)[:8]}", recipe, measure)
 
-    found = pd.concat(run_parallel("exchanging encoders", one, [f_and_g(study.base, seed)[0] for seed in study.seeds]))
+    found = collected(study, swapped, [next(iter(study.conditions))], roles="f").drop(columns=["condition", "role"])
     return found.merge(study.prepared.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
 
 
@@ -177,8 +176,8 @@ def early_stopping(study: Study) -> pd.DataFrame:
     """Return mean CLIPMem of the pool and retrieval of f along the training with one caption: seed, epoch, clipmem,
     bits. Retrieval is among the test pairs of an evaluation, which are the first gallery of `utility.utilities`."""
     along = tables.pool(tables.during_training(study)).groupby(["seed", "epoch"], as_index=False)["clipmem"].mean()
-    parts = [runs.history(f_and_g(study.base, seed)[0]).assign(seed=seed) for seed in study.seeds]
-    return along.merge(pd.concat(parts)[["seed", "epoch", "bits"]].dropna(), on=["seed", "epoch"])
+    bits = collected(study, runs.history, [next(iter(study.conditions))], roles="f")[["seed", "epoch", "bits"]].dropna()
+    return along.merge(bits, on=["seed", "epoch"])
 
 
 def against_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:

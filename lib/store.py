@@ -89,11 +89,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_bytes(path, _packed(tensors))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU."""
-    return safetensors.torch.load_file(path)
-
-
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], name: str) -> None:
     """Write the tensors of an unfinished entry behind a digest of their content and of the entry's `name`."""
     content = _packed(tensors)

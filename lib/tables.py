@@ -1,27 +1,26 @@
-"""From trained models to the tidy tables of notebooks 01 and 02.
-
-Every function takes the `study` of a notebook first.
-"""
+"""From trained models to tidy tables, and those of notebooks 01 and 02. Most functions take a notebook's `study`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from open_clip.model import CLIP
 
-from lib import baselines, reliability, runs, scores
+from lib import reliability, runs, scores, store
 from lib.data import Prepared, prepare
 from lib.recipes import Recipe, f_and_g
-from lib.runs import in_minus_out, measured
-from lib.scores import SUBSETS, inside_outside
+from lib.scores import SUBSETS
 from lib.train import training_rows
 
 if TYPE_CHECKING:
     from lib.study import Study
 
+Measure = Callable[[CLIP, Recipe], pd.DataFrame]
 TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity", "mislabelled"]
 OWN_SCORE = {"label": "labelmem", "caption": "clipmem", "view": "sslmem"}  # of each paradigm
 MEMORIZED = {  # what is memorized -> the score it is the change of, and the sign of the change
@@ -29,6 +28,55 @@ MEMORIZED = {  # what is memorized -> the score it is the change of, and the sig
     "labelmem": ("probability", 1), "sslmem": ("distance_image", -1),
 }  # fmt: skip
 ALIKE = 0.8  # share of common words from which two captions say nearly the same
+
+
+# --- tables of many models ---
+
+
+def cached(name: str, recipe: Recipe, measure: Measure) -> pd.DataFrame:
+    """Return `measure(model, recipe)` of a recipe's model, kept in the store under the run's key and `name`."""
+
+    def build(folder: Path) -> None:
+        store.write_table(folder / "table.parquet", measure(runs.load(recipe), recipe))
+
+    source = runs.run_key(recipe)
+    folder = store.get_or_build("score", f"{source}-{name}", build, {"run": source})
+    return pd.read_parquet(folder / "table.parquet")
+
+
+def collected(
+    study: Study, read: Callable[[Recipe], pd.DataFrame], conditions: Sequence[str] = (), roles: str = "fg"
+) -> pd.DataFrame:
+    """Return `read(recipe)` of f and g (or one of them) of every condition and seed, one below the other, with columns
+    condition, seed, role. What several conditions share is read once."""
+    wanted: dict[tuple[str, int, str], Recipe] = {}
+    for condition, seed in product(conditions or study.conditions, study.seeds):
+        f_g = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
+        wanted |= {(condition, seed, role): f_g[role] for role in roles}
+    recipes = list(dict.fromkeys(wanted.values()))
+    tables = runs.run_parallel(f"measuring {len(recipes)} models", lambda recipe, report: read(recipe), recipes)
+    found = dict(zip(recipes, tables, strict=True))
+    parts = [found[r].assign(condition=c, seed=s, role=role) for (c, s, role), r in wanted.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def measured(
+    study: Study, name: str, measure: Measure, conditions: Sequence[str] = (), roles: str = "fg"
+) -> pd.DataFrame:
+    """Return what `measure` finds in the models of `collected`, kept in the store under `name`."""
+    return collected(study, lambda recipe: cached(name, recipe, measure), conditions, roles)
+
+
+def in_minus_out(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Return `runs.inside_outside` of a collected table, for every condition and seed: condition, seed, and its
+    columns."""
+    parts = []
+    for (condition, seed), both in table.groupby(["condition", "seed"], sort=False):
+        f, g = (both[both["role"] == role].drop(columns=["condition", "seed", "role"]) for role in "fg")
+        prepared = prepare(study.conditions[condition].data)
+        found = runs.inside_outside(f.reset_index(drop=True), g.reset_index(drop=True), prepared, seed)
+        parts.append(found.assign(condition=condition, seed=seed))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --- scores of pairs ---
@@ -73,7 +121,7 @@ def pool(table: pd.DataFrame) -> pd.DataFrame:
 
 def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Add the single-model baselines to `score_pairs` of the first condition: early_loss_in (at the first evaluation),
-    mean_loss_in (over all), and `_in` and `_out` of augmentation and lemon, see `baselines.single_model`."""
+    mean_loss_in (over all), and `_in` and `_out` of augmentation and lemon, see `scores.single_model`."""
     name = next(iter(study.conditions))
     along = during_training(study)
     by_pair = along.sort_values("epoch").groupby(["seed", "pair_id"])["loss_in"]
@@ -82,7 +130,7 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         rows = np.concatenate([study.prepared.subsets[subset] for subset in SUBSETS])
         known = training_rows(recipe, study.prepared)
-        return baselines.single_model(model, study.prepared, rows, known, study.augmentations)
+        return scores.single_model(model, study.prepared, rows, known, study.augmentations)
 
     both = in_minus_out(study, measured(study, f"baselines-{study.augmentations}", measure, [name]))
     both = both.drop(columns=["condition", "member"])
@@ -94,24 +142,15 @@ def during_training(study: Study, condition: str = "") -> pd.DataFrame:
     """Return the scores of pool and external pairs at each evaluation, of images as they are, with the mean training
     loss of f and g: condition, seed, epoch, loss and the columns of `score_pairs`. Of the first condition, if none is
     given."""
-    condition = condition or next(iter(study.conditions))
-    parts = []
-    for seed in study.seeds:
-        f, g = f_and_g(study.conditions[condition], seed)
-        table = inside_outside(runs.evaluations(f), runs.evaluations(g), prepare(f.data), seed)
-        loss = sum(runs.history(recipe).set_index("epoch")["loss"] for recipe in (f, g)) / 2
-        parts.append(table.assign(condition=condition, seed=seed, loss=table["epoch"].map(loss)))
-    return _memorized(study, pd.concat(parts, ignore_index=True))
+    names = [condition or next(iter(study.conditions))]
+    table = in_minus_out(study, collected(study, runs.evaluations, names))
+    loss = collected(study, runs.history, names).groupby(["seed", "epoch"], as_index=False)["loss"].mean()  # f and g
+    return _memorized(study, table.merge(loss, on=["seed", "epoch"], how="left"))
 
 
 def histories(study: Study) -> pd.DataFrame:
     """Return loss, learning rate, utility and UnitMem by epoch of every model: condition, seed, role, epoch, ..."""
-    parts = []
-    for condition, base in study.conditions.items():
-        for seed in study.seeds:
-            for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
-                parts.append(runs.history(recipe).assign(condition=condition, seed=seed, role=role))
-    return pd.concat(parts, ignore_index=True)
+    return collected(study, runs.history)
 
 
 def repeats(prepared: Prepared) -> pd.DataFrame:

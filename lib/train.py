@@ -27,6 +27,7 @@ from lib.recipes import Recipe, model_config
 if TYPE_CHECKING:
     from lib.data import Prepared
 
+HALVES = ("candidate", "independent")  # of the pool: f trains on the first one, g on the second one
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 # model -> scores of single pairs, and numbers for that epoch's row of the history
 Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
@@ -63,8 +64,7 @@ def tower_of(name: str) -> str:
 
 def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | None = None) -> np.ndarray:
     """Return the rows that a recipe trains on, without those of `left_out`."""
-    halves = ("candidate", "independent")
-    parts = [prepared.half(n, recipe.seed) if n in halves else prepared.subsets[n] for n in recipe.trained_on]
+    parts = [prepared.half(n, recipe.seed) if n in HALVES else prepared.subsets[n] for n in recipe.trained_on]
     rows = np.concatenate(parts)
     return rows if left_out is None else rows[~np.isin(rows, left_out)]
 

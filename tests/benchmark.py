@@ -35,7 +35,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib import model as models
-from lib import parallel, scores, store, train
+from lib import runs, scores, store, train
 from lib.captions import compact, encode
 from lib.data import Prepared, split
 from lib.recipes import SCALES, Recipe, model_config
@@ -85,8 +85,8 @@ def train_rate(recipe: Recipe, prepared: Prepared) -> float:
 
 def together(work: Callable[[Recipe], float], recipe: Recipe) -> float:
     """Return the sum of the pairs per second of as many models side by side as notebooks use."""
-    recipes = [replace(recipe, seed=seed) for seed in range(parallel.side_by_side())]
-    return sum(parallel.run_parallel("", lambda r, report: work(r), recipes))
+    recipes = [replace(recipe, seed=seed) for seed in range(runs.side_by_side())]
+    return sum(runs.run_parallel("", lambda r, report: work(r), recipes))
 
 
 def score_rate(recipe: Recipe, prepared: Prepared, views: int) -> float:
@@ -126,7 +126,7 @@ def peer(recipe: Recipe, prepared: Prepared, context: int, precision: str, folde
     table = pd.DataFrame({"filepath": files, "title": [prepared.captions[row][0] for row in rows]})
     table.to_csv(folder / "pairs.csv", sep="\t")
     words = ["--train-data", folder / "pairs.csv", "--dataset-type", "csv", "--batch-size", recipe.batch]
-    words += ["--lr", recipe.lr, "--workers", parallel.cores(), "--device", models.device().type]
+    words += ["--lr", recipe.lr, "--workers", runs.cores(), "--device", models.device().type]
     words += ["--precision", {"bf16": "amp_bf16"}.get(precision, precision)]
     args = parse_args([str(word) for word in words])
     args.distill = args.wandb = False  # open_clip_train's `main` adds these two
@@ -185,7 +185,7 @@ def matrix_peak() -> float:
 def main() -> None:
     """Measure in turns, print the table and keep it."""
     recipe, prepared = made_up(256, steps=20 if torch.cuda.is_available() else 3)
-    views, side_by_side = SCALES["laptop"].augmentations, parallel.side_by_side()
+    views, side_by_side = SCALES["laptop"].augmentations, runs.side_by_side()
     precisions = ("fp32", "bf16") if models.precision() == "bf16" else ("fp32",)
     contestants: dict[str, Callable[[], float]] = {}
     for kind in precisions:
@@ -213,7 +213,7 @@ def main() -> None:
     for name, values in found.items():
         print(f"{name:<44}{statistics.median(values):>9.1f}   {min(values):.1f} – {max(values):.1f}")
     if sys.argv[1:]:
-        about = {"cores": parallel.cores(), "device": models.device().type, "precision": precisions[-1]}
+        about = {"cores": runs.cores(), "device": models.device().type, "precision": precisions[-1]}
         about |= {"system": platform.platform(), "torch": torch.__version__}
         store.write_json(Path(sys.argv[1]), {**about, "rows": found})
 
