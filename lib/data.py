@@ -1,7 +1,5 @@
 """A data set, ready to train on: loaded (decoded once, then kept in the store), split, corrupted, tokenized."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings
@@ -48,7 +46,6 @@ class Prepared:
     data: Data  # as asked for, with smaller sizes where the source is too small
     subsets: dict[str, np.ndarray]  # name -> sorted rows
     images: np.ndarray  # uint8 [N, 3, pixels, pixels], as models see them: some are inverted
-    inverted: np.ndarray  # bool [N], which ones
     captions: list[list[str]]  # after corruption
     tokens: np.ndarray  # int32 [N, C, L] of these captions, compact ids, 0 = padding
     token_ids: np.ndarray  # int64 [V], compact id -> open_clip's id
@@ -68,10 +65,6 @@ class Prepared:
         kinds = self.table.loc[rows, ["corruption", "share_swapped"]]
         order = np.lexsort([rng.random(len(rows)), kinds["share_swapped"], kinds["corruption"]])
         return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
-
-    def originals(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images of some rows before any was inverted, uint8 [R, 3, H, W]."""
-        return self.images[rows] ^ np.where(self.inverted[rows], 255, 0).astype(np.uint8)[:, None, None, None]
 
 
 @lru_cache(maxsize=4)
@@ -102,7 +95,6 @@ def prepare(data: Data) -> Prepared:
         data=data,
         subsets=subsets,
         images=pairs.images,
-        inverted=inverted,
         captions=made.captions,
         tokens=tokens,
         token_ids=token_ids,

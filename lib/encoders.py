@@ -53,10 +53,8 @@ def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tens
     pure       = mean cosine of image and caption under f and under g (only of held-out pairs, else NaN)
     mixed      = the same with the image tower of one and the text tower of the other
 
-    Args:
-        f, g: unit vectors `[2, N, D]`, images and captions.
-        held: `[M]`, which of the N pairs are held out.
-        exchange: bool `[N]`, "in" is g, not f.
+    `f` and `g` are unit vectors `[2, N, D]` of images and captions; `held` `[M]` says which of the N pairs are held
+    out, `exchange` (bool `[N]`) where "in" is g, not f.
     """
     own = torch.full((f.shape[1],), -1)
     own[held] = torch.arange(len(held))

@@ -11,10 +11,11 @@ import torch
 from open_clip.model import CLIP
 from threadpoolctl import threadpool_limits
 
-from lib import encoders, objectives, runs, stats, tables, utility
+from lib import encoders, objectives, runs, stats, tables, train, utility
 from lib import model as models
 from lib.data import prepare
 from lib.recipes import Recipe, f_and_g
+from lib.scores import SUBSETS
 from lib.tables import cached, collected, in_minus_out, measured
 from lib.utility import GALLERY, Labelled
 
@@ -47,10 +48,11 @@ def by_caption(study: Study) -> pd.DataFrame:
     """Return CLIPMem of every pool and external pair with each of the picture's own captions, where the first one was
     trained on: seed, pair_id, subset, corruption, caption, clipmem."""
 
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return encoders.by_caption(model, study.prepared, np.concatenate([study.prepared.subsets[s] for s in parts]))
+    rows = np.concatenate([study.prepared.subsets[subset] for subset in SUBSETS])
 
-    parts = ("pool", "external")
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        return encoders.by_caption(model, study.prepared, rows)
+
     found = in_minus_out(study, measured(study, "captions", measure, [next(iter(study.conditions))]))
     truth = study.prepared.table[["pair_id", "subset", "corruption"]]
     own = found["pair_id"].map(dict(zip(study.prepared.pair_ids, map(len, study.prepared.captions), strict=True)))
@@ -62,32 +64,24 @@ def by_caption(study: Study) -> pd.DataFrame:
 
 
 def at_equal_loss(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return CLIPMem of every pool pair where two conditions have reached the same training loss: the larger of their
-    final losses, for each seed.
+    """Return CLIPMem of every pool pair where two conditions have reached the same training loss, the larger of their
+    final losses, for each seed: condition, seed, pair_id, corruption, loss, clipmem; interpolated between evaluations.
 
-    Args:
-        curves: `tables.during_training` of both conditions, one below the other.
-
-    Returns:
-        condition, seed, pair_id, corruption, loss, clipmem; interpolated between two evaluations.
+    `curves` are the tables that `tables.during_training` returns of the two, one below the other.
     """
     parts = []
     for seed, part in tables.pool(curves).groupby("seed"):
         level = part.groupby("condition")["loss"].min().max()
         for name, curve in part.groupby("condition", sort=False):
-            losses = curve.groupby("epoch")["loss"].first().cummin()  # falls along training
+            losses = curve.groupby("epoch")["loss"].first().cummin().to_numpy()  # falls along training
             wide = curve.pivot(index="pair_id", columns="epoch", values="clipmem")
-            above, share = _place(-losses.to_numpy(), -level)
-            value = (1 - share) * wide.iloc[:, above - 1] + share * wide.iloc[:, above]
+            after = int(np.searchsorted(-losses, -level).clip(1, len(losses) - 1))  # the evaluation that reaches it
+            step = max(losses[after - 1] - losses[after], 1e-9)
+            share = float(np.clip((losses[after - 1] - level) / step, 0, 1))  # of the way to that evaluation
+            value = (1 - share) * wide.iloc[:, after - 1] + share * wide.iloc[:, after]
             parts.append(value.rename("clipmem").reset_index().assign(condition=name, seed=seed, loss=level))
     truth = curves[["pair_id", "corruption"]].drop_duplicates()
     return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
-
-
-def _place(rising: np.ndarray, target: float) -> tuple[int, float]:
-    """Return where a value lies among rising ones: the step above it, and its share of the way to that step."""
-    above = int(np.searchsorted(rising, target).clip(1, len(rising) - 1))
-    return above, float(np.clip((target - rising[above - 1]) / max(rising[above] - rising[above - 1], 1e-9), 0, 1))
 
 
 def displacement(study: Study, conditions: Sequence[str]) -> pd.Series:
@@ -104,17 +98,13 @@ def displacement(study: Study, conditions: Sequence[str]) -> pd.Series:
 
 @torch.no_grad()
 def _moved(model: CLIP, recipe: Recipe, study: Study) -> float:
-    prepared, rows, where = study.prepared, study.prepared.subsets["external"], next(model.parameters()).device
-    images = torch.from_numpy(prepared.images[rows]).to(where)
-    tokens = torch.from_numpy(prepared.tokens[rows]).long().to(where)
-    every = torch.arange(len(rows), device=where)
-    nothing = torch.zeros(len(rows), 0, device=where)
-    pairs = objectives.Resident(images=images, rows=every, tokens=tokens, targets=nothing)
-    x, partner = objectives.batch(pairs, every, recipe, torch.Generator().manual_seed(0))
+    pairs = train.resident(study.prepared, study.prepared.subsets["external"], models.device())
+    x, partner = objectives.batch(pairs, torch.arange(len(pairs.rows)), recipe, torch.Generator().manual_seed(0))
     if recipe.word_dropout:
-        moved = models.encode_text(model, tokens[:, 0]) - models.encode_text(model, partner)
+        moved = models.encode_text(model, pairs.tokens[:, 0]) - models.encode_text(model, partner)
     else:
-        moved = models.encode_image(model, models.normalise(images)) - models.encode_image(model, x)
+        plain = models.normalise(pairs.images[pairs.rows])
+        moved = models.encode_image(model, plain) - models.encode_image(model, x)
     return float(moved.norm(dim=1).mean())
 
 

@@ -48,13 +48,9 @@ def precision() -> str:
 def build(config: dict[str, Any], pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0) -> CLIP:
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
 
-    Args:
-        config: as `recipes.model_config` gives it; its image and text sizes are replaced by the three that follow.
-        pixels: side of the square images.
-        vocabulary: number of compact token ids.
-        context: longest caption in tokens.
-        classes: more than 0 adds `model.classes`, a table `[classes, D]` for images that are trained to agree with a
-            label.
+    The sizes of `config` (from `recipes.model_config`) are replaced by `pixels`, the side of the square images,
+    `vocabulary`, the number of compact token ids, and `context`, the longest caption in tokens. More than 0 `classes`
+    add `model.classes`, a table `[classes, D]` for images that are trained to agree with a label.
     """
     vision = CLIPVisionCfg(**config["vision_cfg"] | {"image_size": pixels})
     text = CLIPTextCfg(**config["text_cfg"] | {"vocab_size": vocabulary, "context_length": context})

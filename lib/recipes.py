@@ -4,8 +4,6 @@ A recipe says everything that changes a number and nothing else: device, paths a
 Standard library only, so that run_all.sh can check its options before anything is installed.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

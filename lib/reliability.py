@@ -3,8 +3,6 @@
 Tables have one row per seed and pair of the pool, with clipmem and member (1: f trained on the pair, -1: g did).
 """
 
-from __future__ import annotations
-
 from itertools import permutations
 
 import numpy as np
@@ -23,10 +21,7 @@ def randomisation(table: pd.DataFrame, by: str = "corruption", draws: int = 2000
 
     Chance alone decided the halves, equally often within each kind and share of swapped words. If nothing is memorized,
     another decision would have given the same alignments. Then the real mean of `member` x (A_f - A_g) is one of many
-    equally likely ones.
-
-    Returns:
-        One row per kind and draw: `by`, draw, mean; draw 0 is the real decision.
+    equally likely ones. Return one row per kind and draw: `by`, draw, mean; draw 0 is the real decision.
     """
     rng, parts = np.random.default_rng(0), []
     for kind, part in table.groupby(by):
@@ -40,19 +35,16 @@ def randomisation(table: pd.DataFrame, by: str = "corruption", draws: int = 2000
 
 
 def per_pair(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the estimate of every pair over the seeds.
+    """Return the estimate of every pair over the seeds: pair_id, corruption, inside and outside (mean alignment under
+    the models that were trained on the pair, and under the others), clipmem (their difference), error (its standard
+    error) and sure: whether it is memorized at a false-discovery rate of RATE (Benjamini & Hochberg 1995).
 
-    Its standard error comes from the spread between seeds of all pairs of the same corruption, as a few seeds say
-    little about the spread of one pair.
-
-    Returns:
-        One row per pair: pair_id, corruption, inside and outside (mean alignment under the models that were trained on
-        the pair, and under the others), clipmem (their difference), error (its standard error) and sure: whether it is
-        memorized at a false-discovery rate of RATE (Benjamini & Hochberg 1995).
+    The error comes from the spread between seeds of all pairs of the same corruption, as a few seeds say little about
+    the spread of one pair.
     """
-    columns = {"clipmem": "clipmem", "inside": "contrast_in", "outside": "contrast_out"}
+    table = table.rename(columns={"contrast_in": "inside", "contrast_out": "outside"})
     grouped = table.groupby("pair_id", sort=False)
-    found = grouped[list(columns.values())].mean().rename(columns={old: new for new, old in columns.items()})
+    found = grouped[["clipmem", "inside", "outside"]].mean()
     found["corruption"] = grouped["corruption"].first()
     variance = grouped["clipmem"].var().groupby(found["corruption"]).mean()  # within pairs, pooled
     found["error"] = np.sqrt(found["corruption"].map(variance) / table["seed"].nunique())
@@ -65,21 +57,26 @@ def membership(table: pd.DataFrame, score: str = "similarity") -> Estimate:
     """Estimate how well one model tells which pairs it was trained on: the ROC AUC of its score between pairs that it
     was trained on and pairs that it was not, above .5."""
 
+    columns = (f"{score}_in", f"{score}_out")
+
     def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
         values = np.concatenate([one.columns[name] for name in columns])
         inside = np.arange(len(values)) < len(values) / 2
         return roc_auc(values, inside, np.concatenate([weights, weights], axis=1)) - 0.5
 
-    columns = (f"{score}_in", f"{score}_out")
     return interval(statistic, table, columns)
 
 
 def _ranked(table: pd.DataFrame, score: str) -> np.ndarray:
     """Return the ranks of P pairs under each of S seeds, `[S, P]`, of mean 0 and unit length."""
     wide = table.pivot(index="seed", columns="pair_id", values=score).sort_index(axis=1)
-    ranked = rankdata(wide.to_numpy(), axis=1)
-    ranked -= ranked.mean(axis=1, keepdims=True)
-    return ranked / np.linalg.norm(ranked, axis=1, keepdims=True)
+    return _standard(rankdata(wide.to_numpy(), axis=1))
+
+
+def _standard(rows: np.ndarray) -> np.ndarray:
+    """Return rows of mean 0 and unit length."""
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _across(a: np.ndarray, b: np.ndarray) -> float:
@@ -92,8 +89,6 @@ def reliability(table: pd.DataFrame, score: str = "clipmem", seeds: int = 1) -> 
     """Return the rank correlation of two measurements of the same pairs, each the mean over `seeds` seeds: between
     single seeds as it is measured, beyond by the Spearman-Brown formula. NaN with one seed."""
     ranked = _ranked(table, score)
-    if len(ranked) < 2:
-        return float("nan")
     single = _across(ranked, ranked)
     return single if single <= 0 else seeds * single / (1 + (seeds - 1) * single)  # below 0 the formula has a pole
 
@@ -102,10 +97,13 @@ def correlation(table: pd.DataFrame, first: str, second: str, corrected: bool = 
     """Return the rank correlation of two scores across seeds; `corrected`, it is divided by the square root of both
     reliabilities: what it would be without noise (Spearman 1904), NaN where one of them has no reliability."""
     a, b = _ranked(table, first), _ranked(table, second)
-    found, own = (_across(a, b) + _across(b, a)) / 2, (_across(a, a), _across(b, b))
-    if not corrected:
-        return found
-    return found / (own[0] * own[1]) ** 0.5 if min(own) > 0 else float("nan")
+    return _corrected(a, b) if corrected else (_across(a, b) + _across(b, a)) / 2
+
+
+def _corrected(a: np.ndarray, b: np.ndarray, least: float = 0.0) -> float:
+    """Return the correlation of two scores of which noise takes nothing; a reliability counts as `least` or more."""
+    own = max(_across(a, a), least), max(_across(b, b), least)
+    return (_across(a, b) + _across(b, a)) / 2 / (own[0] * own[1]) ** 0.5 if min(own) > 0 else float("nan")
 
 
 def between(table: pd.DataFrame, middle: str, ends: tuple[str, str], n_boot: int = 200) -> Estimate:
@@ -120,15 +118,13 @@ def between(table: pd.DataFrame, middle: str, ends: tuple[str, str], n_boot: int
         return estimate(np.nan, np.inf, 0, count, pairs)
 
     def statistic(seeds: np.ndarray, chosen: np.ndarray) -> float:
-        part = {name: values[np.ix_(seeds, chosen)] for name, values in ranked.items()}
-        part = {n: v - v.mean(axis=1, keepdims=True) for n, v in part.items()}
-        part = {n: v / np.linalg.norm(v, axis=1, keepdims=True) for n, v in part.items()}
-        own = {n: max(_across(v, v), 1e-3) for n, v in part.items()}
-        rho = lambda a, b: (_across(part[a], part[b]) + _across(part[b], part[a])) / 2 / (own[a] * own[b]) ** 0.5  # noqa: E731
-        return min(rho(middle, ends[0]), rho(middle, ends[1])) - rho(*ends)
+        part = {name: _standard(values[np.ix_(seeds, chosen)]) for name, values in ranked.items()}
+        pairs_of = ((middle, ends[0]), (middle, ends[1]), ends)
+        first, second, across = (_corrected(part[a], part[b], least=1e-3) for a, b in pairs_of)
+        return min(first, second) - across
 
     every, all_pairs, rng = np.arange(count), np.arange(pairs), np.random.default_rng(0)
     boot = float(np.var([statistic(every, rng.choice(all_pairs, pairs)) for _ in range(n_boot)]))
-    without = [statistic(np.delete(every, s), all_pairs) for s in range(count)] if count > 2 else []
-    seeds = (count - 1) / count * float(np.sum((np.array(without) - np.mean(without)) ** 2)) if without else np.inf
+    without = np.array([statistic(np.delete(every, s), all_pairs) for s in range(count)])  # NaN where that leaves one
+    seeds = (count - 1) / count * float(np.sum((without - without.mean()) ** 2))
     return estimate(statistic(every, all_pairs), boot + seeds, count - 1, count, pairs)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from joblib import cpu_count
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -36,24 +37,14 @@ class Stopped(KeyboardInterrupt):
         return [str(self)]
 
 
-def cores() -> int:
-    """Return how many CPU cores this process may use; a container's quota counts, which os.cpu_count() ignores."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no container, or "max": no quota
-        return count
-
-
 def side_by_side() -> int:
-    """Return how many models are worked on at once: CLIPMEM_JOBS (`./run_all.sh --jobs N`), else one per CPU core, or
-    one on an accelerator.
+    """Return how many models are worked on at once: CLIPMEM_JOBS (`./run_all.sh --jobs N`), else one per CPU core (a
+    container's quota counts, which os.cpu_count() ignores), or one on an accelerator.
 
     One thread per model is faster on the CPU than all cores on one small model (tests/benchmark.py), and the bits of a
     run then do not depend on how many cores there are.
     """
-    asked = os.environ.get("CLIPMEM_JOBS") or ("1" if models.device().type != "cpu" else str(cores()))
+    asked = os.environ.get("CLIPMEM_JOBS") or ("1" if models.device().type != "cpu" else str(cpu_count()))
     if not asked.isdecimal() or int(asked) < 1:
         raise ValueError(f"CLIPMEM_JOBS: expected a whole number from 1, got {asked!r}")
     return int(asked)
@@ -76,7 +67,7 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
                 bar.update(share - shares[recipe])
                 shares[recipe] = share
 
-        torch.set_num_threads(max(1, min(threads, cores()) // jobs))
+        torch.set_num_threads(max(1, min(threads, cpu_count()) // jobs))
         on_progress(0)
         result = work(recipe, on_progress)
         on_progress(1)
@@ -103,7 +94,8 @@ def _progress_bar(what: str, total: float) -> tqdm:
     There CLIPMEM_LATER, the estimated seconds of the notebooks that follow, is shown as well.
     """
     logged, later = "CLIPMEM_LOGGED" in os.environ, float(os.environ.get("CLIPMEM_LATER") or 0)
-    line = "[....] {desc}: {percentage:3.0f} %, {elapsed} so far, {remaining} left"[0 if logged else 7 :]
+    line = "{desc}: {percentage:3.0f} %, {elapsed} so far, {remaining} left"
+    line = f"[....] {line}" if logged else line
     line += f", then about {later / 60:.0f} min for the other notebooks" if later else ""
     often = {"mininterval": 30 if logged else 0.5, "miniters": 0, "delay": DELAY}
     return tqdm(desc=what, total=total, file=sys.stdout, leave=False, bar_format=line, **often)
@@ -166,7 +158,7 @@ def unplanted(recipe: Recipe) -> np.ndarray:
     """Return the training rows of a recipe whose picture is as it was: a negative is the favourite of many units."""
     prepared = prepare(recipe.data)
     rows = train.training_rows(recipe, prepared)
-    return rows[~prepared.inverted[rows]]
+    return rows[(prepared.table.loc[rows, "corruption"] != "inverted").to_numpy()]
 
 
 def left_out(recipe: Recipe) -> np.ndarray | None:

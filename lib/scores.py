@@ -53,11 +53,9 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     consistency = 1 + plain - half the mean over held-out (i, t) of
                   cos(image, i) + cos(image, t) + cos(i, text) + cos(t, text)   (MultiMem's, arXiv 2606.22220)
 
-    Args:
-        image: unit vectors `[A, N, D]`, A augmented views.
-        text: unit vectors `[N, D]`.
-        held_image, held_text: unit vectors `[M, D]` of held-out pairs.
-        own: `[N]`, where a scored pair is itself held out, its place among the M (it is left out of the mean), else -1.
+    Unit vectors: `image` `[A, N, D]` of A augmented views, `text` `[N, D]`, `held_image` and `held_text` `[M, D]` of
+    held-out pairs. `own` `[N]`: of a scored pair that is itself held out its place among the M, which is left out of
+    the mean; else -1.
     """
     view = image.mean(dim=0)
     plain = (view * text).sum(dim=1)
@@ -191,11 +189,9 @@ def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, 
           d(y, y') * exp(-TAU_OWN * d(x, x')) * exp(-TAU_PAIR * d(x', y'))
     s_m = the same with images and captions exchanged: y' nearest to y, d(x, x') and d(y, y')
 
-    Args:
-        image, text: unit vectors `[N, D]`, the x and y.
-        known_image, known_text: unit vectors `[M, D]` of the known pairs.
-        own: `[N]`, where a scored pair is itself known, its place among the M (no neighbour of itself), else -1.
-        k: number of neighbours. Which of equally near ones count is left open.
+    Unit vectors: `image` and `text` `[N, D]`, the x and y, `known_image` and `known_text` `[M, D]`. `own` `[N]`: of a
+    scored pair that is itself known its place among the M (no neighbour of itself), else -1. `k`: number of neighbours;
+    which of equally near ones count is left open.
     """
     agreement = torch.exp(-TAU_PAIR * (1 - (known_image * known_text).sum(dim=1)))
     by_image, by_text = 1 - image @ known_image.T, 1 - text @ known_text.T

@@ -46,10 +46,9 @@ def estimate(value: float, variance: float, df: float, seeds: int, n: int) -> Es
     if not (df > 0 and np.isfinite(variance)):  # one seed has no spread
         return Estimate(value, -np.inf, np.inf, seeds, n, 1.0, np.inf)
     error, t = max(variance, 1e-300) ** 0.5, stats.t(df)
-    reach = t.ppf((1 + LEVEL) / 2) * error
-    detectable = reach + t.ppf(POWER) * error
-    p = float(2 * t.sf(abs(value) / error))
-    return Estimate(value, float(value - reach), float(value + reach), seeds, n, p, float(detectable))
+    reach = float(t.ppf((1 + LEVEL) / 2) * error)
+    p, detectable = float(2 * t.sf(abs(value) / error)), float(reach + t.ppf(POWER) * error)
+    return Estimate(value, value - reach, value + reach, seeds, n, p, detectable)
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,7 @@ def interval(
 def over_seeds(values: Sequence[float] | np.ndarray, n: int) -> Estimate:
     """Return the mean of one value per seed with its t-interval, infinite for one seed; `n`: what its caller counted,
     such as the units or images behind each value."""
-    per_seed = np.asarray(values, float)
-    count = len(per_seed)
+    per_seed, count = np.asarray(values, float), len(values)
     variance = per_seed.var(ddof=1) / count if count > 1 else np.inf
     return estimate(float(per_seed.mean()), variance, count - 1, count, n)
 
@@ -241,8 +239,6 @@ def verdict(found: Estimate, side: str = "above") -> tuple[str, str]:
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Return p-values adjusted for all the claims that were tested together (Holm 1979); NaN stays NaN."""
-    values, adjusted = np.asarray(p, float), np.full(len(p), np.nan)
-    order = [i for i in np.argsort(values) if np.isfinite(values[i])]
-    steps = [(len(order) - k) * values[i] for k, i in enumerate(order)]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
-    return adjusted
+    ordered = pd.Series(np.asarray(p, float)).dropna().sort_values()
+    adjusted = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
+    return adjusted.reindex(range(len(p))).to_numpy()

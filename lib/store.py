@@ -7,8 +7,6 @@ whose files no longer match is rebuilt. Every file is written under another name
     python -m lib.store         list what is there; to free space, delete folders of runs/
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -124,7 +122,7 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
                 _clear(folder, flaw)
                 write_json(folder / "about.json", about)
                 build(folder)
-                files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+                files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
                 write_json(folder / DONE, {path.name: _sha256(path) for path in files})
     return folder
 

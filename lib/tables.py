@@ -85,13 +85,11 @@ def in_minus_out(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 def score_pairs(study: Study, conditions: Sequence[str] = (), subsets: Sequence[str] = SUBSETS) -> pd.DataFrame:
     """Return the memorization of every pair of `subsets` under every condition and seed.
 
-    Returns:
-        One row per (condition, seed, pair): condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0:
-        both or neither), the ground truth corruption, share_swapped, vagueness, rarity (NaN where unknown) and
-        mislabelled, each score under the model that was trained on the pair (`_in`) and under the other one (`_out`),
-        and the memorization, in - out: clipmem (of `contrast`), clipmem_plain, clipmem_consistency and
-        clipmem_normalised (divided by its range over the pool), or labelmem, or sslmem. Of pairs with member 0 it is
-        f - g, which for external pairs is the noise floor.
+    Columns: condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0: both or neither), the ground
+    truth corruption, share_swapped, vagueness, rarity (NaN where unknown) and mislabelled, each score under the model
+    that was trained on the pair (`_in`) and under the other one (`_out`), and the memorization, in - out: clipmem (of
+    `contrast`), clipmem_plain, clipmem_consistency and clipmem_normalised (divided by its range over the pool), or
+    labelmem, or sslmem. Of pairs with member 0 it is f - g, which for external pairs is the noise floor.
     """
     name = f"pairs-{study.augmentations}-{'-'.join(subset[:2] for subset in subsets)}"
 
@@ -133,9 +131,8 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         return scores.single_model(model, study.prepared, rows, known, study.augmentations)
 
     both = in_minus_out(study, measured(study, f"baselines-{study.augmentations}", measure, [name]))
-    both = both.drop(columns=["condition", "member"])
-    keys = ["seed", "pair_id"]
-    return table.merge(both, on=keys, how="left").merge(losses, on=keys, how="left")
+    both = both.drop(columns=["condition", "member"]).merge(losses, on=["seed", "pair_id"], how="left")
+    return table.merge(both, on=["seed", "pair_id"], how="left")
 
 
 def during_training(study: Study, condition: str = "") -> pd.DataFrame:
@@ -166,10 +163,9 @@ def repeats(prepared: Prepared) -> pd.DataFrame:
     words[:, 0] = 0  # padding
     common = words[rows] @ words[shared].T
     either = words[rows].sum(axis=1)[:, None] + words[shared].sum(axis=1)[None] - common
-    found = {"same_kind": known.where(table["rarity"].notna()).loc[rows].to_numpy()}
-    return pd.DataFrame(
-        {"pair_id": prepared.pair_ids[rows], **found, "same_caption": (common / either >= ALIKE).sum(axis=1)}
-    )
+    same_kind = known.where(table["rarity"].notna()).loc[rows].to_numpy()
+    same_caption = (common / either >= ALIKE).sum(axis=1)
+    return pd.DataFrame({"pair_id": prepared.pair_ids[rows], "same_kind": same_kind, "same_caption": same_caption})
 
 
 # --- notebook 01: three paradigms ---
@@ -186,44 +182,31 @@ def unit_scores(study: Study) -> pd.DataFrame:
 
 
 def own_scores(study: Study) -> pd.DataFrame:
-    """Return every pool pair's own score under each paradigm, and its percentile among the pool.
-
-    Returns:
-        One row per (seed, pair): seed, pair_id, corruption, mislabelled, rarity; label, caption, view (raw scores), and
-        label_rank, caption_rank, view_rank in [0, 1], 1 = memorized most.
-    """
-    merged = pd.DataFrame()
+    """Return every pool pair's own score under each paradigm (label, caption, view) and its percentile among the pool,
+    1 = memorized most (label_rank, caption_rank, view_rank), with seed, pair_id, corruption, mislabelled, rarity."""
+    truth = pool(study.prepared.table)[["pair_id", "corruption", "mislabelled", "rarity"]]
+    table = pd.DataFrame({"seed": study.seeds}).merge(truth, how="cross")
     for name, score in OWN_SCORE.items():
         own = pool(score_pairs(study, [name])).rename(columns={score: name})
         own[f"{name}_rank"] = own.groupby("seed")[name].rank(pct=True)
-        keys = ["seed", "pair_id"]
-        truth = ["corruption", "mislabelled", "rarity"]
-        columns = [*keys, *truth, name, f"{name}_rank"] if merged.empty else [*keys, name, f"{name}_rank"]
-        merged = own[columns] if merged.empty else merged.merge(own[columns], on=keys)
-    return merged.sort_values(["seed", "pair_id"], ignore_index=True)
+        table = table.merge(own[["seed", "pair_id", name, f"{name}_rank"]], on=["seed", "pair_id"])
+    return table.sort_values(["seed", "pair_id"], ignore_index=True)
 
 
 def agreement(own: pd.DataFrame) -> pd.DataFrame:
     """Return how well two paradigms agree on which pairs are memorized: first, second, correlation (of ranks, across
     seeds), ceiling (the most that noise allows), corrected (their quotient; NaN without reliability)."""
     rows = []
-    for first in OWN_SCORE:
-        for second in OWN_SCORE:
-            observed, corrected = (reliability.correlation(own, first, second, way) for way in (False, True))
-            both = np.maximum([reliability.reliability(own, name) for name in (first, second)], 0)
-            rows.append((first, second, observed, np.sqrt(both[0] * both[1]), corrected))
+    for first, second in product(OWN_SCORE, repeat=2):
+        observed, corrected = (reliability.correlation(own, first, second, way) for way in (False, True))
+        ceiling = np.sqrt(np.maximum([reliability.reliability(own, name) for name in (first, second)], 0).prod())
+        rows.append((first, second, observed, ceiling, corrected))
     return pd.DataFrame(rows, columns=["first", "second", "correlation", "ceiling", "corrected"])
 
 
 def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Return `value` of every paradigm and seed where its probe first reaches the best of the weakest one.
-
-    Args:
-        history: condition, seed, epoch, probe and `value` at the evaluations.
-
-    Returns:
-        condition, seed, `value`, probe (the level that all are compared at).
-    """
+    """Return `value` of every paradigm and seed where its probe first reaches the best of the weakest one: condition,
+    seed, `value`, probe (the level that all are compared at). `history` has them, and epoch, at the evaluations."""
     rows = []
     for seed, part in history.groupby("seed"):
         level = part.groupby("condition")["probe"].max().min()

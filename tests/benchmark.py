@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from joblib import cpu_count
 from open_clip import get_tokenizer
 from open_clip.loss import ClipLoss
 from open_clip.transform import image_transform
@@ -64,7 +65,7 @@ def made_up(batch: int, steps: int) -> tuple[Recipe, Prepared]:
     none = np.zeros((n, 0), np.float32)
     table = pd.DataFrame({"corruption": "clean", "share_swapped": 0.0}, index=range(n))
     nothing = {"true_targets": none, "targets": none, "class_names": (), "table": table, "fingerprint": ""}
-    rows = {"images": images, "captions": captions, "inverted": np.zeros(n, bool), "pair_ids": np.arange(n)}
+    rows = {"images": images, "captions": captions, "pair_ids": np.arange(n)}
     prepared = Prepared(data, split(n, data), tokens=tokens, token_ids=token_ids, **rows, **nothing)
     return replace(recipe, data=data), prepared
 
@@ -126,7 +127,7 @@ def peer(recipe: Recipe, prepared: Prepared, context: int, precision: str, folde
     table = pd.DataFrame({"filepath": files, "title": [prepared.captions[row][0] for row in rows]})
     table.to_csv(folder / "pairs.csv", sep="\t")
     words = ["--train-data", folder / "pairs.csv", "--dataset-type", "csv", "--batch-size", recipe.batch]
-    words += ["--lr", recipe.lr, "--workers", runs.cores(), "--device", models.device().type]
+    words += ["--lr", recipe.lr, "--workers", cpu_count(), "--device", models.device().type]
     words += ["--precision", {"bf16": "amp_bf16"}.get(precision, precision)]
     args = parse_args([str(word) for word in words])
     args.distill = args.wandb = False  # open_clip_train's `main` adds these two
@@ -213,7 +214,7 @@ def main() -> None:
     for name, values in found.items():
         print(f"{name:<44}{statistics.median(values):>9.1f}   {min(values):.1f} – {max(values):.1f}")
     if sys.argv[1:]:
-        about = {"cores": runs.cores(), "device": models.device().type, "precision": precisions[-1]}
+        about = {"cores": cpu_count(), "device": models.device().type, "precision": precisions[-1]}
         about |= {"system": platform.platform(), "torch": torch.__version__}
         store.write_json(Path(sys.argv[1]), {**about, "rows": found})
 

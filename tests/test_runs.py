@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BRIEF, ROOT
+from joblib import cpu_count
 from safetensors.torch import load_file
 
 from lib import runs, store, tables, train
@@ -77,12 +78,12 @@ def test_as_many_as_asked_are_worked_on_at_once_and_an_interrupt_is_told_in_one_
 
 
 def test_jobs_are_whole_numbers_and_a_containers_quota_of_cores_counts(monkeypatch):
-    assert runs.side_by_side() == runs.cores() <= os.cpu_count()
+    assert runs.side_by_side() == cpu_count() <= os.cpu_count()
     for nonsense in ("abc", "0", "-1", "2.5", "²"):
         monkeypatch.setenv("CLIPMEM_JOBS", nonsense)
         with pytest.raises(ValueError, match=f"CLIPMEM_JOBS: expected a whole number from 1, got '{nonsense}'"):
             runs.side_by_side()
-    script = f'{QUOTA} && echo pretended && {sys.executable} -c "from lib import runs; print(runs.cores())"'
+    script = f'{QUOTA} && echo pretended && {sys.executable} -c "from lib import runs; print(runs.side_by_side())"'
     said = subprocess.run(f"unshare -rm sh -c '{script}'", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert said in ("", "pretended\n1\n"), "nothing where no container can be pretended"
 
