@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 
 from lib import store
 from lib.captions import Corruption, DataError, compact, corrupt, encode
-from lib.recipes import SUBSETS, Data
+from lib.recipes import CORRUPTED, SUBSETS, Data
 from lib.scenes import make_scenes
 from lib.sources import Row, find_columns, locate, open_rows, read_rows
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
-CORRUPTED = ("pool", "external")  # the subsets with corrupted pairs: f and g learn from equally good halves
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
 MOST_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 

@@ -14,8 +14,7 @@ from threadpoolctl import threadpool_limits
 from lib import encoders, objectives, runs, stats, tables, train, utility
 from lib import model as models
 from lib.data import prepare
-from lib.recipes import Recipe, f_and_g
-from lib.scores import SUBSETS
+from lib.recipes import CORRUPTED, Recipe, f_and_g
 from lib.tables import cached, collected, in_minus_out, measured
 from lib.utility import GALLERY, Labelled
 
@@ -48,7 +47,7 @@ def by_caption(study: Study) -> pd.DataFrame:
     """Return CLIPMem of every pool and external pair with each of the picture's own captions, where the first one was
     trained on: seed, pair_id, subset, corruption, caption, clipmem."""
 
-    rows = np.concatenate([study.prepared.subsets[subset] for subset in SUBSETS])
+    rows = np.concatenate([study.prepared.subsets[subset] for subset in CORRUPTED])
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         return encoders.by_caption(model, study.prepared, rows)

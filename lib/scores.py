@@ -20,12 +20,11 @@ from torch import Tensor
 
 from lib.model import blocks, embed_images, embed_texts, image_layers, light_crop
 from lib.objectives import other_view
+from lib.recipes import CORRUPTED, Recipe
 
 if TYPE_CHECKING:
     from lib.data import Prepared
-    from lib.recipes import Recipe
 
-SUBSETS = ("pool", "external")  # those scored by default; notebook 02 adds the shared pairs
 # LEMoN's values for data without known errors, as its authors fix them in https://github.com/MLforHealth/LEMoN,
 # notebooks/hparam_drop.ipynb. There d(x, x') of the first exponential is -cos, not 1 - cos: a WEIGHT of 5.5 here.
 NEIGHBOURS = 30  # k
@@ -94,7 +93,7 @@ def held_out(prepared: Prepared) -> np.ndarray:
 
 
 def measure(
-    model: CLIP, recipe: Recipe, prepared: Prepared, views: int, subsets: Sequence[str] = SUBSETS
+    model: CLIP, recipe: Recipe, prepared: Prepared, views: int, subsets: Sequence[str] = CORRUPTED
 ) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 

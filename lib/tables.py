@@ -13,8 +13,7 @@ from open_clip.model import CLIP
 
 from lib import reliability, runs, scores, store
 from lib.data import Prepared, prepare
-from lib.recipes import Recipe, f_and_g
-from lib.scores import SUBSETS
+from lib.recipes import CORRUPTED, Recipe, f_and_g
 from lib.train import training_rows
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def in_minus_out(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 # --- scores of pairs ---
 
 
-def score_pairs(study: Study, conditions: Sequence[str] = (), subsets: Sequence[str] = SUBSETS) -> pd.DataFrame:
+def score_pairs(study: Study, conditions: Sequence[str] = (), subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return the memorization of every pair of `subsets` under every condition and seed.
 
     Columns: condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0: both or neither), the ground
@@ -126,7 +125,7 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     losses = pd.DataFrame({"early_loss_in": by_pair.first(), "mean_loss_in": by_pair.mean()}).reset_index()
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        rows = np.concatenate([study.prepared.subsets[subset] for subset in SUBSETS])
+        rows = np.concatenate([study.prepared.subsets[subset] for subset in CORRUPTED])
         known = training_rows(recipe, study.prepared)
         return scores.single_model(model, study.prepared, rows, known, study.augmentations)
 
@@ -159,7 +158,7 @@ def repeats(prepared: Prepared) -> pd.DataFrame:
     known = kind.map(kind.loc[shared].value_counts()).fillna(0)
     words = np.zeros((len(prepared.tokens), len(prepared.token_ids)), np.float32)
     words[np.arange(len(words))[:, None], prepared.tokens[:, 0]] = 1
-    rows = np.concatenate([prepared.subsets[subset] for subset in SUBSETS])
+    rows = np.concatenate([prepared.subsets[subset] for subset in CORRUPTED])
     words[:, 0] = 0  # padding
     common = words[rows] @ words[shared].T
     either = words[rows].sum(axis=1)[:, None] + words[shared].sum(axis=1)[None] - common

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from lib import encoders, interventions, objectives, runs, scores, stats, tables, utility
 from lib.model import encode_image, encode_text, normalise
-from lib.recipes import at_scale, f_and_g, mitigations
+from lib.recipes import CORRUPTED, at_scale, f_and_g, mitigations
 from lib.study import Study
 from lib.utility import Labelled
 
@@ -32,7 +32,7 @@ def make(prepared, trained):
     return study
 
 
-def by_hand(study, recipe, subsets=scores.SUBSETS):
+def by_hand(study, recipe, subsets=CORRUPTED):
     return scores.measure(runs.load(recipe), recipe, study.prepared, 2, subsets).set_index("pair_id")
 
 
