@@ -125,11 +125,6 @@ def gap(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimat
 # --- notebook 04 ---
 
 
-def family(name: str) -> str:
-    """Return which family of mitigations a condition belongs to; "CLIP" for none."""
-    return next((word for word in FAMILIES if word in name), "CLIP")
-
-
 def utilities(study: Study, labelled: list[Labelled]) -> pd.DataFrame:
     """Return the utility of every f, on every test item: condition, seed, pair_id (the item's number), and the columns
     of `utility.utilities`."""
@@ -150,14 +145,15 @@ def more_useful(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP
 
 
 def summary(pairs: pd.DataFrame, useful: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Return one row per condition of `pairs`: name, family, m (mean CLIPMem of the pool) and u (mean of `measure`),
-    each with its limits."""
+    """Return one row per condition of `pairs`: name, family ("CLIP" for none), m (mean CLIPMem of the pool) and u (mean
+    of `measure`), each with its limits."""
     rows = []
     for name, part in tables.pool(pairs).groupby("condition", sort=False):
+        family = next((word for word in FAMILIES if word in str(name)), "CLIP")
         m = stats.mean(part)
         u = stats.mean(useful.loc[useful["condition"] == name, ["seed", "pair_id", measure]].dropna(), measure)
         limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
-        rows.append({"name": name, "family": family(str(name)), **limits})
+        rows.append({"name": name, "family": family, **limits})
     return pd.DataFrame(rows)
 
 

@@ -158,9 +158,8 @@ def _probability(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) 
 
 
 def distance(views: Tensor) -> Tensor:
-    """Return the mean L2 distance between two of A representations, `[A, N, D]` to `[N]`; NaN where A is 1."""
-    found = [(a - b).norm(dim=1) for a, b in combinations(views, 2)]
-    return torch.stack(found).mean(dim=0) if found else torch.full((views.shape[1],), torch.nan)
+    """Return the mean L2 distance between two of A >= 2 representations, `[A, N, D]` to `[N]`."""
+    return torch.stack([(a - b).norm(dim=1) for a, b in combinations(views, 2)]).mean(dim=0)
 
 
 # --- baselines: a single model finds wrong captions ---
