@@ -104,9 +104,8 @@ def _memorized(study: Study, found: pd.DataFrame) -> pd.DataFrame:
         if f"{of}_in" in found:
             found[score] = sign * (found[f"{of}_in"] - found[f"{of}_out"])
     if "clipmem" in found:
-        pool = found[found["subset"] == "pool"].groupby(["condition", "seed"])["clipmem"]
-        spread = (pool.max() - pool.min()).rename("spread").reset_index()
-        found["clipmem_normalised"] = found["clipmem"] / found.merge(spread, how="left")["spread"]
+        of_pool = found["clipmem"].where(found["subset"] == "pool").groupby([found["condition"], found["seed"]])
+        found["clipmem_normalised"] = found["clipmem"] / (of_pool.transform("max") - of_pool.transform("min"))
     truth = [prepare(r.data).table[TRUTH].assign(condition=name) for name, r in study.conditions.items()]
     return found.merge(pd.concat(truth), on=["condition", "pair_id"], how="left", validate="many_to_one")
 
