@@ -33,11 +33,8 @@ def swap_test(study: Study) -> pd.DataFrame:
 
     def swapped(recipe: Recipe) -> pd.DataFrame:
         g = f_and_g(recipe, recipe.seed)[1]
-
-        def measure(f: CLIP, recipe: Recipe) -> pd.DataFrame:
-            return encoders.swap_parts(f, runs.load(g), study.prepared, recipe.seed)
-
-        return cached(f"swap-{runs.run_key(g)[:8]}", recipe, measure)
+        name = f"swap-{runs.run_key(g)[:8]}"
+        return cached(name, recipe, lambda f, _: encoders.swap_parts(f, runs.load(g), study.prepared, recipe.seed))
 
     found = collected(study, swapped, [next(iter(study.conditions))], roles="f").drop(columns=["condition", "role"])
     return found.merge(study.prepared.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
@@ -46,13 +43,9 @@ def swap_test(study: Study) -> pd.DataFrame:
 def by_caption(study: Study) -> pd.DataFrame:
     """Return CLIPMem of every pool and external pair with each of the picture's own captions, where the first one was
     trained on: seed, pair_id, subset, corruption, caption, clipmem."""
-
-    rows = np.concatenate([study.prepared.subsets[subset] for subset in CORRUPTED])
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return encoders.by_caption(model, study.prepared, rows)
-
-    found = in_minus_out(study, measured(study, "captions", measure, [next(iter(study.conditions))]))
+    rows, first = np.concatenate([study.prepared.subsets[s] for s in CORRUPTED]), next(iter(study.conditions))
+    found = measured(study, "captions", lambda model, _: encoders.by_caption(model, study.prepared, rows), [first])
+    found = in_minus_out(study, found)
     truth = study.prepared.table[["pair_id", "subset", "corruption"]]
     own = found["pair_id"].map(dict(zip(study.prepared.pair_ids, map(len, study.prepared.captions), strict=True)))
     each = []
@@ -129,13 +122,9 @@ def utilities(study: Study, labelled: list[Labelled]) -> pd.DataFrame:
     """Return the utility of every f, on every test item: condition, seed, pair_id (the item's number), and the columns
     of `utility.utilities`."""
     name = "-".join(["utility", *(f"{one.name}.{one.fingerprint[:8]}" for one in labelled)])
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return utility.utilities(model, prepare(recipe.data), labelled)
-
     with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
-        found = measured(study, name, measure, roles="f").drop(columns="role")
-    return found.rename(columns={"item": "pair_id"})
+        found = measured(study, name, lambda f, r: utility.utilities(f, prepare(r.data), labelled), roles="f")
+    return found.drop(columns="role").rename(columns={"item": "pair_id"})
 
 
 def more_useful(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP") -> stats.Estimate:

@@ -172,11 +172,8 @@ def repeats(prepared: Prepared) -> pd.DataFrame:
 def unit_scores(study: Study) -> pd.DataFrame:
     """Return UnitMem and ClassMem of every unit of every f and g, over its training images that were not planted:
     condition, seed, role, layer, unit, unitmem, classmem."""
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return scores.unit_scores(model, study.prepared, runs.unplanted(recipe), study.augmentations)
-
-    return measured(study, f"units-{study.augmentations}", measure)
+    views, prepared = study.augmentations, study.prepared
+    return measured(study, f"units-{views}", lambda m, r: scores.unit_scores(m, prepared, runs.unplanted(r), views))
 
 
 def own_scores(study: Study) -> pd.DataFrame:
