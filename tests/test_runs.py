@@ -83,6 +83,7 @@ def test_jobs_are_whole_numbers_and_a_containers_quota_of_cores_counts(monkeypat
         monkeypatch.setenv("CLIPMEM_JOBS", nonsense)
         with pytest.raises(ValueError, match=f"CLIPMEM_JOBS: expected a whole number from 1, got '{nonsense}'"):
             runs.side_by_side()
+    monkeypatch.delenv("CLIPMEM_JOBS")
     script = f'{QUOTA} && echo pretended && {sys.executable} -c "from lib import runs; print(runs.side_by_side())"'
     said = subprocess.run(f"unshare -rm sh -c '{script}'", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert said in ("", "pretended\n1\n"), "nothing where no container can be pretended"
