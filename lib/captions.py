@@ -6,8 +6,6 @@ caption list of the group is used once, and a donor never has a text of the rece
 captions and shows the negative of its picture.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A data set, ready to train on: loaded (decoded once, then kept in the store), split, corrupted, tokenized."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings
@@ -17,13 +15,12 @@ import pyarrow.parquet as pq
 
 from lib import store
 from lib.captions import Corruption, DataError, compact, corrupt, encode
-from lib.recipes import SUBSETS, Data
+from lib.recipes import CORRUPTED, SUBSETS, Data
 from lib.scenes import make_scenes
 from lib.sources import Row, find_columns, locate, open_rows, read_rows
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
-CORRUPTED = ("pool", "external")  # the subsets with corrupted pairs: f and g learn from equally good halves
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
 MOST_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 
@@ -48,7 +45,6 @@ class Prepared:
     data: Data  # as asked for, with smaller sizes where the source is too small
     subsets: dict[str, np.ndarray]  # name -> sorted rows
     images: np.ndarray  # uint8 [N, 3, pixels, pixels], as models see them: some are inverted
-    inverted: np.ndarray  # bool [N], which ones
     captions: list[list[str]]  # after corruption
     tokens: np.ndarray  # int32 [N, C, L] of these captions, compact ids, 0 = padding
     token_ids: np.ndarray  # int64 [V], compact id -> open_clip's id
@@ -68,10 +64,6 @@ class Prepared:
         kinds = self.table.loc[rows, ["corruption", "share_swapped"]]
         order = np.lexsort([rng.random(len(rows)), kinds["share_swapped"], kinds["corruption"]])
         return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
-
-    def originals(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images of some rows before any was inverted, uint8 [R, 3, H, W]."""
-        return self.images[rows] ^ np.where(self.inverted[rows], 255, 0).astype(np.uint8)[:, None, None, None]
 
 
 @lru_cache(maxsize=4)
@@ -102,7 +94,6 @@ def prepare(data: Data) -> Prepared:
         data=data,
         subsets=subsets,
         images=pairs.images,
-        inverted=inverted,
         captions=made.captions,
         tokens=tokens,
         token_ids=token_ids,

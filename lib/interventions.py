@@ -11,12 +11,11 @@ import torch
 from open_clip.model import CLIP
 from threadpoolctl import threadpool_limits
 
-from lib import encoders, objectives, runs, stats, tables, utility
+from lib import encoders, objectives, runs, stats, tables, train, utility
 from lib import model as models
 from lib.data import prepare
-from lib.parallel import run_parallel
-from lib.recipes import Recipe, f_and_g
-from lib.runs import cached, in_minus_out, measured
+from lib.recipes import CORRUPTED, Recipe, f_and_g
+from lib.tables import cached, collected, in_minus_out, measured
 from lib.utility import GALLERY, Labelled
 
 if TYPE_CHECKING:
@@ -32,27 +31,21 @@ def swap_test(study: Study) -> pd.DataFrame:
     """Return what of CLIPMem comes with either encoder alone, in the first condition: seed, corruption and the columns
     of `encoders.swap_parts`."""
 
-    def one(recipe: Recipe, report: object) -> pd.DataFrame:
-        g = f_and_g(study.base, recipe.seed)[1]
+    def swapped(recipe: Recipe) -> pd.DataFrame:
+        g = f_and_g(recipe, recipe.seed)[1]
+        name = f"swap-{runs.run_key(g)[:8]}"
+        return cached(name, recipe, lambda f, _: encoders.swap_parts(f, runs.load(g), study.prepared, recipe.seed))
 
-        def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-            return encoders.swap_parts(model, runs.load(g), study.prepared, recipe.seed)
-
-        return cached(f"swap-{runs.run_key(g)[:8]}", recipe, measure).assign(seed=recipe.seed)
-
-    found = pd.concat(run_parallel("exchanging encoders", one, [f_and_g(study.base, seed)[0] for seed in study.seeds]))
+    found = collected(study, swapped, [next(iter(study.conditions))], roles="f").drop(columns=["condition", "role"])
     return found.merge(study.prepared.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
 
 
 def by_caption(study: Study) -> pd.DataFrame:
     """Return CLIPMem of every pool and external pair with each of the picture's own captions, where the first one was
     trained on: seed, pair_id, subset, corruption, caption, clipmem."""
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return encoders.by_caption(model, study.prepared, np.concatenate([study.prepared.subsets[s] for s in parts]))
-
-    parts = ("pool", "external")
-    found = in_minus_out(study, measured(study, "captions", measure, [next(iter(study.conditions))]))
+    rows, first = np.concatenate([study.prepared.subsets[s] for s in CORRUPTED]), next(iter(study.conditions))
+    found = measured(study, "captions", lambda model, _: encoders.by_caption(model, study.prepared, rows), [first])
+    found = in_minus_out(study, found)
     truth = study.prepared.table[["pair_id", "subset", "corruption"]]
     own = found["pair_id"].map(dict(zip(study.prepared.pair_ids, map(len, study.prepared.captions), strict=True)))
     each = []
@@ -63,32 +56,24 @@ def by_caption(study: Study) -> pd.DataFrame:
 
 
 def at_equal_loss(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return CLIPMem of every pool pair where two conditions have reached the same training loss: the larger of their
-    final losses, for each seed.
+    """Return CLIPMem of every pool pair where two conditions have reached the same training loss, the larger of their
+    final losses, for each seed: condition, seed, pair_id, corruption, loss, clipmem; interpolated between evaluations.
 
-    Args:
-        curves: `tables.during_training` of both conditions, one below the other.
-
-    Returns:
-        condition, seed, pair_id, corruption, loss, clipmem; interpolated between two evaluations.
+    `curves` are the tables that `tables.during_training` returns of the two, one below the other.
     """
     parts = []
     for seed, part in tables.pool(curves).groupby("seed"):
         level = part.groupby("condition")["loss"].min().max()
         for name, curve in part.groupby("condition", sort=False):
-            losses = curve.groupby("epoch")["loss"].first().cummin()  # falls along training
+            losses = curve.groupby("epoch")["loss"].first().cummin().to_numpy()  # falls along training
             wide = curve.pivot(index="pair_id", columns="epoch", values="clipmem")
-            above, share = _place(-losses.to_numpy(), -level)
-            value = (1 - share) * wide.iloc[:, above - 1] + share * wide.iloc[:, above]
+            after = int(np.searchsorted(-losses, -level).clip(1, len(losses) - 1))  # the evaluation that reaches it
+            step = max(losses[after - 1] - losses[after], 1e-9)
+            share = float(np.clip((losses[after - 1] - level) / step, 0, 1))  # of the way to that evaluation
+            value = (1 - share) * wide.iloc[:, after - 1] + share * wide.iloc[:, after]
             parts.append(value.rename("clipmem").reset_index().assign(condition=name, seed=seed, loss=level))
     truth = curves[["pair_id", "corruption"]].drop_duplicates()
     return pd.concat(parts, ignore_index=True).merge(truth, on="pair_id", validate="many_to_one")
-
-
-def _place(rising: np.ndarray, target: float) -> tuple[int, float]:
-    """Return where a value lies among rising ones: the step above it, and its share of the way to that step."""
-    above = int(np.searchsorted(rising, target).clip(1, len(rising) - 1))
-    return above, float(np.clip((target - rising[above - 1]) / max(rising[above] - rising[above - 1], 1e-9), 0, 1))
 
 
 def displacement(study: Study, conditions: Sequence[str]) -> pd.Series:
@@ -105,17 +90,13 @@ def displacement(study: Study, conditions: Sequence[str]) -> pd.Series:
 
 @torch.no_grad()
 def _moved(model: CLIP, recipe: Recipe, study: Study) -> float:
-    prepared, rows, where = study.prepared, study.prepared.subsets["external"], next(model.parameters()).device
-    images = torch.from_numpy(prepared.images[rows]).to(where)
-    tokens = torch.from_numpy(prepared.tokens[rows]).long().to(where)
-    every = torch.arange(len(rows), device=where)
-    nothing = torch.zeros(len(rows), 0, device=where)
-    pairs = objectives.Resident(images=images, rows=every, tokens=tokens, targets=nothing)
-    x, partner = objectives.batch(pairs, every, recipe, torch.Generator().manual_seed(0))
+    pairs = train.resident(study.prepared, study.prepared.subsets["external"], models.device())
+    x, partner = objectives.batch(pairs, torch.arange(len(pairs.rows)), recipe, torch.Generator().manual_seed(0))
     if recipe.word_dropout:
-        moved = models.encode_text(model, tokens[:, 0]) - models.encode_text(model, partner)
+        moved = models.encode_text(model, pairs.tokens[:, 0]) - models.encode_text(model, partner)
     else:
-        moved = models.encode_image(model, models.normalise(images)) - models.encode_image(model, x)
+        plain = models.normalise(pairs.images[pairs.rows])
+        moved = models.encode_image(model, plain) - models.encode_image(model, x)
     return float(moved.norm(dim=1).mean())
 
 
@@ -137,22 +118,13 @@ def gap(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimat
 # --- notebook 04 ---
 
 
-def family(name: str) -> str:
-    """Return which family of mitigations a condition belongs to; "CLIP" for none."""
-    return next((word for word in FAMILIES if word in name), "CLIP")
-
-
 def utilities(study: Study, labelled: list[Labelled]) -> pd.DataFrame:
     """Return the utility of every f, on every test item: condition, seed, pair_id (the item's number), and the columns
     of `utility.utilities`."""
     name = "-".join(["utility", *(f"{one.name}.{one.fingerprint[:8]}" for one in labelled)])
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        return utility.utilities(model, prepare(recipe.data), labelled)
-
     with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
-        found = measured(study, name, measure, roles="f").drop(columns="role")
-    return found.rename(columns={"item": "pair_id"})
+        found = measured(study, name, lambda f, r: utility.utilities(f, prepare(r.data), labelled), roles="f")
+    return found.drop(columns="role").rename(columns={"item": "pair_id"})
 
 
 def more_useful(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP") -> stats.Estimate:
@@ -162,14 +134,15 @@ def more_useful(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP
 
 
 def summary(pairs: pd.DataFrame, useful: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Return one row per condition of `pairs`: name, family, m (mean CLIPMem of the pool) and u (mean of `measure`),
-    each with its limits."""
+    """Return one row per condition of `pairs`: name, family ("CLIP" for none), m (mean CLIPMem of the pool) and u (mean
+    of `measure`), each with its limits."""
     rows = []
     for name, part in tables.pool(pairs).groupby("condition", sort=False):
+        family = next((word for word in FAMILIES if word in str(name)), "CLIP")
         m = stats.mean(part)
         u = stats.mean(useful.loc[useful["condition"] == name, ["seed", "pair_id", measure]].dropna(), measure)
         limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
-        rows.append({"name": name, "family": family(str(name)), **limits})
+        rows.append({"name": name, "family": family, **limits})
     return pd.DataFrame(rows)
 
 
@@ -177,8 +150,8 @@ def early_stopping(study: Study) -> pd.DataFrame:
     """Return mean CLIPMem of the pool and retrieval of f along the training with one caption: seed, epoch, clipmem,
     bits. Retrieval is among the test pairs of an evaluation, which are the first gallery of `utility.utilities`."""
     along = tables.pool(tables.during_training(study)).groupby(["seed", "epoch"], as_index=False)["clipmem"].mean()
-    parts = [runs.history(f_and_g(study.base, seed)[0]).assign(seed=seed) for seed in study.seeds]
-    return along.merge(pd.concat(parts)[["seed", "epoch", "bits"]].dropna(), on=["seed", "epoch"])
+    bits = collected(study, runs.history, [next(iter(study.conditions))], roles="f")[["seed", "epoch", "bits"]].dropna()
+    return along.merge(bits, on=["seed", "epoch"])
 
 
 def against_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:

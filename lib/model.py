@@ -6,8 +6,6 @@ open_clip's. Augmentations are drawn per image, not per batch, and on the CPU, s
 every device.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from threading import Lock
@@ -43,36 +41,22 @@ def precision() -> str:
     asked, kind = os.environ.get("CLIPMEM_PRECISION"), device().type
     if asked not in (None, "", "fp32", "bf16"):
         raise ValueError(f"CLIPMEM_PRECISION: expected fp32 or bf16, got {asked!r}")
-    fast = kind == "cuda" or (
-        kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    )
-    return asked or ("bf16" if fast else "fp32")
+    multiplies = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return asked or ("bf16" if kind == "cuda" or multiplies else "fp32")
 
 
-def build(
-    config: dict[str, Any],
-    pixels: int,
-    vocabulary: int,
-    context: int,
-    seed: int,
-    classes: int = 0,
-) -> CLIP:
+def build(config: dict[str, Any], pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0) -> CLIP:
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
 
-    Args:
-        config: as `recipes.model_config` gives it; its image and text sizes are replaced by the three that follow.
-        pixels: side of the square images.
-        vocabulary: number of compact token ids.
-        context: longest caption in tokens.
-        classes: more than 0 adds `model.classes`, a table `[classes, D]` for images that are trained to agree with a
-            label.
+    The sizes of `config` (from `recipes.model_config`) are replaced by `pixels`, the side of the square images,
+    `vocabulary`, the number of compact token ids, and `context`, the longest caption in tokens. More than 0 `classes`
+    add `model.classes`, a table `[classes, D]` for images that are trained to agree with a label.
     """
-    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
-    vision |= {"image_size": pixels}
-    text |= {"vocab_size": vocabulary, "context_length": context}
+    vision = CLIPVisionCfg(**config["vision_cfg"] | {"image_size": pixels})
+    text = CLIPTextCfg(**config["text_cfg"] | {"vocab_size": vocabulary, "context_length": context})
     with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(config["embed_dim"], CLIPVisionCfg(**vision), CLIPTextCfg(**text), output_dict=True)
+        model = CLIP(config["embed_dim"], vision, text, output_dict=True)
         if classes:
             model.classes = torch.nn.Parameter(torch.randn(classes, config["embed_dim"]))
     return model
@@ -120,13 +104,12 @@ def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 # --- the forward pass ---
 
 
-def encode_image(model: CLIP, images: Tensor, unit: bool = True) -> Tensor:
-    """Return embeddings `[N, D]` of normalised images `[N, 3, H, W]`, of unit length unless told otherwise."""
+def encode_image(model: CLIP, images: Tensor) -> Tensor:
+    """Return unit-length embeddings `[N, D]` of normalised images `[N, 3, H, W]`."""
     x = _patches(model.visual, images)
     first = torch.zeros(len(x), dtype=torch.long, device=x.device)
     x = _tower(model.visual.transformer.resblocks, x, pooled=first, causal=False)
-    x = model.visual.ln_post(x) @ model.visual.proj
-    return F.normalize(x, dim=-1) if unit else x
+    return F.normalize(model.visual.ln_post(x) @ model.visual.proj, dim=-1)
 
 
 def _patches(tower: Any, images: Tensor) -> Tensor:
@@ -146,26 +129,25 @@ def image_layers(model: CLIP, images: Tensor) -> Iterator[Tensor]:
         yield hidden.pop().clamp(min=0).mean(dim=1)
 
 
-def encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
-    """Return embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context; unit length as above.
+def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+    """Return unit-length embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context.
 
     Padding behind the end token changes nothing. On CUDA, where one shape for all batches is faster, it stays; else the
     captions are worked on in GROUPS of like length, each cut to its longest.
     """
     if tokens.device.type == "cuda":
-        return _encode_text(model, tokens, unit)
+        return _encode_text(model, tokens)
     lengths = (tokens > 0).sum(dim=1)
     order = lengths.argsort(stable=True)
-    groups = [_encode_text(model, tokens[rows, : int(lengths[rows].max())], unit) for rows in order.chunk(GROUPS)]
+    groups = [_encode_text(model, tokens[rows, : int(lengths[rows].max())]) for rows in order.chunk(GROUPS)]
     return torch.cat(groups)[order.argsort()]
 
 
-def _encode_text(model: CLIP, tokens: Tensor, unit: bool = True) -> Tensor:
+def _encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
     end = tokens.argmax(dim=1)  # the end token has the largest id
     x = _tower(model.transformer.resblocks, x, pooled=end, causal=True)
-    x = model.ln_final(x) @ model.text_projection
-    return F.normalize(x, dim=-1) if unit else x
+    return F.normalize(model.ln_final(x) @ model.text_projection, dim=-1)
 
 
 def _tower(blocks: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:

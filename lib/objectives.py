@@ -4,8 +4,6 @@ One loop serves all three; only the partner changes. Images are augmented alike 
 other view is changed far more, because a view of light crops is too easy to agree with.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,30 +1,107 @@
 """Many models trained, and measured, several side by side; each is found in the store or made now."""
 
-from __future__ import annotations
-
+import os
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
+from threading import Event, Lock
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from joblib import cpu_count
 from open_clip.model import CLIP
+from safetensors.torch import load_file
+from tqdm import tqdm
 
 from lib import model as models
 from lib import scores, store, train, utility
-from lib.data import prepare
-from lib.parallel import OnProgress, run_parallel, side_by_side
-from lib.recipes import Recipe, f_and_g, key, needed_before
-from lib.scores import inside_outside
+from lib.data import Prepared, prepare
+from lib.recipes import Recipe, key, needed_before
 
-if TYPE_CHECKING:
-    from lib.study import Study
+OnProgress = Callable[[float], None]  # is called with the share that is done
+DELAY = 2.0  # seconds before progress is shown: what is done sooner needs no bar
 
-Measure = Callable[[CLIP, Recipe], pd.DataFrame]
+
+# --- several at once ---
+
+
+class Stopped(KeyboardInterrupt):
+    """The reader interrupted; a notebook shows the sentence and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def side_by_side() -> int:
+    """Return how many models are worked on at once: CLIPMEM_JOBS (`./run_all.sh --jobs N`), else one per CPU core (a
+    container's quota counts, which os.cpu_count() ignores), or one on an accelerator.
+
+    One thread per model is faster on the CPU than all cores on one small model (tests/benchmark.py), and the bits of a
+    run then do not depend on how many cores there are.
+    """
+    asked = os.environ.get("CLIPMEM_JOBS") or ("1" if models.device().type != "cpu" else str(cpu_count()))
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"CLIPMEM_JOBS: expected a whole number from 1, got {asked!r}")
+    return int(asked)
+
+
+def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: Sequence[Recipe]) -> list[Any]:
+    """Return `work(recipe, on_progress)` for every recipe, in order, several at once in threads of one process.
+
+    A progress bar shows the share that is done; in the logs of run_all.sh it is a line per half minute. Where one
+    recipe fails, or the reader interrupts, the others end at their next report.
+    """
+    shares, stop, lock = dict.fromkeys(recipes, 0.0), Event(), Lock()
+    jobs, threads = side_by_side(), torch.get_num_threads()
+
+    def one(recipe: Recipe) -> Any:
+        def on_progress(share: float) -> None:
+            if stop.is_set():
+                raise InterruptedError("stopped because another run failed or was interrupted")
+            with lock:
+                bar.update(share - shares[recipe])
+                shares[recipe] = share
+
+        torch.set_num_threads(max(1, min(threads, cpu_count()) // jobs))
+        on_progress(0)
+        result = work(recipe, on_progress)
+        on_progress(1)
+        return result
+
+    try:
+        with _progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(jobs) as pool:
+            try:
+                futures = [pool.submit(one, recipe) for recipe in recipes]
+                for future in as_completed(futures):  # in this order, the first to fail is met at once
+                    future.result()
+                return [future.result() for future in futures]
+            finally:
+                stop.set()
+    except KeyboardInterrupt:
+        raise Stopped("Stopped. What is trained stays in the store; run the cell again and it continues.") from None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _progress_bar(what: str, total: float) -> tqdm:
+    """Return a bar that rewrites one line or, in the logs of run_all.sh (CLIPMEM_LOGGED), adds one per half minute.
+
+    There CLIPMEM_LATER, the estimated seconds of the notebooks that follow, is shown as well.
+    """
+    logged, later = "CLIPMEM_LOGGED" in os.environ, float(os.environ.get("CLIPMEM_LATER") or 0)
+    line = "{desc}: {percentage:3.0f} %, {elapsed} so far, {remaining} left"
+    line = f"[....] {line}" if logged else line
+    line += f", then about {later / 60:.0f} min for the other notebooks" if later else ""
+    often = {"mininterval": 30 if logged else 0.5, "miniters": 0, "delay": DELAY}
+    return tqdm(desc=what, total=total, file=sys.stdout, leave=False, bar_format=line, **often)
+
+
+# --- trained models ---
 
 
 def run_key(recipe: Recipe) -> str:
@@ -37,19 +114,26 @@ def missing(recipes: Sequence[Recipe]) -> list[Recipe]:
     return [recipe for recipe in recipes if not store.finished("run", run_key(recipe))]
 
 
+def train_all(recipes: Sequence[Recipe]) -> None:
+    """Train what the store does not hold, first what others start from."""
+    absent = missing(recipes)
+    for wave in ([r for r in absent if not needed_before(r)], [r for r in absent if needed_before(r)]):
+        if wave:
+            run_parallel(f"training {len(wave)} models", run, wave)
+
+
 def run(recipe: Recipe, on_progress: OnProgress = lambda share: None) -> Path:
     """Return the folder of one finished run: from the store, or trained now (and before it, what it starts from)."""
 
     def build(folder: Path) -> None:
         start = perf_counter()
-        donor = run(needed_before(recipe)[0]) / "weights.safetensors" if recipe.frozen else None
         train.train(
             recipe=recipe,
             prepared=prepare(recipe.data),
             folder=folder,
             evaluate=lambda model: _evaluate(model, recipe),
             on_progress=on_progress,
-            donor=store.read_tensors(donor) if donor else None,
+            donor=load_file(run(needed_before(recipe)[0]) / "weights.safetensors") if recipe.frozen else None,
             left_out=left_out(recipe),
         )
         made = {"seconds": perf_counter() - start, "torch": torch.__version__, "device": models.device().type}
@@ -74,17 +158,7 @@ def unplanted(recipe: Recipe) -> np.ndarray:
     """Return the training rows of a recipe whose picture is as it was: a negative is the favourite of many units."""
     prepared = prepare(recipe.data)
     rows = train.training_rows(recipe, prepared)
-    return rows[~prepared.inverted[rows]]
-
-
-def history(recipe: Recipe) -> pd.DataFrame:
-    """Return what a run recorded of each epoch: epoch, loss, lr, logit_scale; where evaluated, utility and UnitMem."""
-    return pd.read_parquet(run(recipe) / "history.parquet")
-
-
-def evaluations(recipe: Recipe) -> pd.DataFrame:
-    """Return the scores of pairs that a run recorded along training: pair_id, epoch and the columns of its scores."""
-    return pd.read_parquet(run(recipe) / "evaluations.parquet")
+    return rows[(prepared.table.loc[rows, "corruption"] != "inverted").to_numpy()]
 
 
 def left_out(recipe: Recipe) -> np.ndarray | None:
@@ -103,67 +177,46 @@ def left_out(recipe: Recipe) -> np.ndarray | None:
         suspicious = chance + (rule == "oracle") * (prepared.table.loc[rows, "corruption"] == "swapped").to_numpy()
     else:
         f, g = needed_before(recipe)
-        table = inside_outside(evaluations(f), evaluations(g), prepared, f.seed)
+        table = inside_outside(evaluations(f), evaluations(g), prepared, f.seed).set_index("pair_id")
         last, first = (table[table["epoch"] == epoch] for epoch in (table["epoch"].max(), table["epoch"].min()))
         score = {
-            "clipmem": last.set_index("pair_id").eval("contrast_in - contrast_out"),
-            "held-out similarity": -last.set_index("pair_id")["similarity_out"],
-            "early loss": first.set_index("pair_id")["loss_in"],
+            "clipmem": last["contrast_in"] - last["contrast_out"],
+            "held-out similarity": -last["similarity_out"],
+            "early loss": first["loss_in"],
         }[rule]
         suspicious = score[prepared.pair_ids[rows]].to_numpy()
     return rows[np.argsort(-suspicious, kind="stable")[: round(recipe.remove * len(rows))]]
 
 
+def inside_outside(f: pd.DataFrame, g: pd.DataFrame, prepared: Prepared, seed: int) -> pd.DataFrame:
+    """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`.
+
+    `f` and `g` are tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores. Each row keeps
+    these keys and gets member (1: f trained on the pair, -1: g did, 0: both or neither; there `_in` is f's) and two
+    columns for each score. Raise ValueError where f and g did not score the same pairs in the same order.
+    """
+    keys = [name for name in ("pair_id", "subset", "epoch") if name in f]
+    if not f[keys].equals(g[keys]):
+        raise ValueError("f and g are of different pairs; score both on the same data and split")
+    of_f, of_g = (f["pair_id"].isin(prepared.pair_ids[prepared.half(name, seed)]) for name in train.HALVES)
+    found = f[keys].assign(member=of_f.astype(int) - of_g.astype(int))
+    for name in f.columns.difference(keys):
+        found[f"{name}_in"], found[f"{name}_out"] = f[name].mask(of_g, g[name]), g[name].mask(of_g, f[name])
+    return found
+
+
+def history(recipe: Recipe) -> pd.DataFrame:
+    """Return what a run recorded of each epoch: epoch, loss, lr, logit_scale; where evaluated, utility and UnitMem."""
+    return pd.read_parquet(run(recipe) / "history.parquet")
+
+
+def evaluations(recipe: Recipe) -> pd.DataFrame:
+    """Return the scores of pairs that a run recorded along training: pair_id, epoch and the columns of its scores."""
+    return pd.read_parquet(run(recipe) / "evaluations.parquet")
+
+
 def load(recipe: Recipe) -> CLIP:
     """Return the trained model of a recipe, ready to score."""
     model = train.fresh(recipe, prepare(recipe.data))
-    model.load_state_dict(store.read_tensors(run(recipe) / "weights.safetensors"))
+    model.load_state_dict(load_file(run(recipe) / "weights.safetensors"))
     return model.eval()
-
-
-def train_all(recipes: Sequence[Recipe]) -> None:
-    """Train what the store does not hold, first what others start from."""
-    absent = missing(recipes)
-    for wave in ([r for r in absent if not needed_before(r)], [r for r in absent if needed_before(r)]):
-        if wave:
-            run_parallel(f"training {len(wave)} models", run, wave)
-
-
-def cached(name: str, recipe: Recipe, measure: Measure) -> pd.DataFrame:
-    """Return `measure(model, recipe)` of a recipe's model, kept in the store under the run's key and `name`."""
-
-    def build(folder: Path) -> None:
-        store.write_table(folder / "table.parquet", measure(load(recipe), recipe))
-
-    source = run_key(recipe)
-    folder = store.get_or_build("score", f"{source}-{name}", build, {"run": source})
-    return pd.read_parquet(folder / "table.parquet")
-
-
-def measured(
-    study: Study, name: str, measure: Measure, conditions: Sequence[str] = (), roles: str = "fg"
-) -> pd.DataFrame:
-    """Return what `measure` finds in f and g (or one of them) of every condition and seed, one below the other, with
-    columns condition, seed, role."""
-    wanted: dict[tuple[str, int, str], Recipe] = {}
-    for condition, seed in product(conditions or study.conditions, study.seeds):
-        both = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
-        wanted |= {(condition, seed, role): both[role] for role in roles}
-    recipes = list(dict.fromkeys(wanted.values()))
-    what = f"measuring {len(recipes)} models"
-    tables = run_parallel(what, lambda recipe, report: cached(name, recipe, measure), recipes)
-    found = dict(zip(recipes, tables, strict=True))
-    return pd.concat(
-        [found[r].assign(condition=c, seed=s, role=role) for (c, s, role), r in wanted.items()], ignore_index=True
-    )
-
-
-def in_minus_out(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Return `inside_outside` of a measured table, for every condition and seed: condition, seed, and its columns."""
-    parts = []
-    for (condition, seed), both in table.groupby(["condition", "seed"], sort=False):
-        f, g = (both[both["role"] == role].drop(columns=["condition", "seed", "role"]) for role in "fg")
-        prepared = prepare(study.conditions[condition].data)
-        found = inside_outside(f.reset_index(drop=True), g.reset_index(drop=True), prepared, seed)
-        parts.append(found.assign(condition=condition, seed=seed))
-    return pd.concat(parts, ignore_index=True)

@@ -18,20 +18,22 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib.model import Change, blocks, embed_images, embed_texts, image_layers, light_crop
+from lib.model import blocks, embed_images, embed_texts, image_layers, light_crop
 from lib.objectives import other_view
+from lib.recipes import CORRUPTED, Recipe
 
 if TYPE_CHECKING:
     from lib.data import Prepared
-    from lib.recipes import Recipe
 
-SUBSETS = ("pool", "external")  # those scored by default; notebook 02 adds the shared pairs
-SSL_VIEWS = 5
-HALVES = {"candidate": 1, "independent": -1}  # of the pool, the one that f trains on and the one that g does
-Held = tuple[Tensor, Tensor, Tensor]  # held-out images and captions, and the scored pairs' places among them: see align
+# LEMoN's values for data without known errors, as its authors fix them in https://github.com/MLforHealth/LEMoN,
+# notebooks/hparam_drop.ipynb. There d(x, x') of the first exponential is -cos, not 1 - cos: a WEIGHT of 5.5 here.
+NEIGHBOURS = 30  # k
+WEIGHT = 5.0  # beta and gamma
+TAU_OWN = 0.1  # tau_1: how fast a neighbour counts less, the farther it is
+TAU_PAIR = 5.0  # tau_2: the same, the worse its own image and caption agree
 
 
-# --- CLIPMem ---
+# --- CLIPMem, SSLMem ---
 
 
 class Alignment(NamedTuple):
@@ -50,11 +52,9 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     consistency = 1 + plain - half the mean over held-out (i, t) of
                   cos(image, i) + cos(image, t) + cos(i, text) + cos(t, text)   (MultiMem's, arXiv 2606.22220)
 
-    Args:
-        image: unit vectors `[A, N, D]`, A augmented views.
-        text: unit vectors `[N, D]`.
-        held_image, held_text: unit vectors `[M, D]` of held-out pairs.
-        own: `[N]`, where a scored pair is itself held out, its place among the M (it is left out of the mean), else -1.
+    Unit vectors: `image` `[A, N, D]` of A augmented views, `text` `[N, D]`, `held_image` and `held_text` `[M, D]` of
+    held-out pairs. `own` `[N]`: of a scored pair that is itself held out its place among the M, which is left out of
+    the mean; else -1.
     """
     view = image.mean(dim=0)
     plain = (view * text).sum(dim=1)
@@ -93,7 +93,7 @@ def held_out(prepared: Prepared) -> np.ndarray:
 
 
 def measure(
-    model: CLIP, recipe: Recipe, prepared: Prepared, views: int, subsets: Sequence[str] = SUBSETS
+    model: CLIP, recipe: Recipe, prepared: Prepared, views: int, subsets: Sequence[str] = CORRUPTED
 ) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
@@ -104,42 +104,27 @@ def measure(
     """
     held, parts = held_out(prepared), []
     if recipe.objective == "caption":
-        others = embed_images(model, prepared.images, held)[0], embed_texts(model, prepared.tokens[held, 0])
+        held_image, held_text = embed_pairs(model, prepared, held)
     for subset in subsets:
         rows = scored_rows(prepared, subset)
         if recipe.objective == "caption":
-            own = torch.from_numpy(np.where(np.isin(rows, held), np.searchsorted(held, rows), -1))
-            found = _alignment(model, recipe, prepared, rows, views, (*others, own))
+            found = _alignment(model, recipe, prepared, rows, views, (held_image, held_text, places(rows, held)))
         elif recipe.objective == "label":
             found = {"probability": _probability(model, prepared, rows, views)}
         else:
-            found = {"distance_image": image_distance(model, prepared, rows, views or 2)}
+            found = {"distance_image": distance(embed_images(model, prepared.images, rows, views or 2, other_view))}
         parts.append(as_table(prepared, rows, found).assign(subset=subset))
     return pd.concat(parts, ignore_index=True)
 
 
-def inside_outside(f: pd.DataFrame, g: pd.DataFrame, prepared: Prepared, seed: int) -> pd.DataFrame:
-    """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`.
+def embed_pairs(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
+    """Return unit vectors `[2, R, D]` of some rows: the images as they are, and their captions 0."""
+    return torch.cat([embed_images(model, prepared.images, rows), embed_texts(model, prepared.tokens[rows, 0])[None]])
 
-    Args:
-        f, g: tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores.
 
-    Returns:
-        One row per row of f: the same keys, member (1: f trained on the pair, -1: g did, 0: both or neither; there
-        `_in` is f's), and two columns for each score.
-
-    Raises:
-        ValueError: f and g did not score the same pairs in the same order.
-    """
-    keys = [name for name in ("pair_id", "subset", "epoch") if name in f]
-    if not f[keys].equals(g[keys]):
-        raise ValueError("f and g are of different pairs; score both on the same data and split")
-    halves = {sign: prepared.pair_ids[prepared.half(name, seed)] for name, sign in HALVES.items()}
-    member = sum(sign * f["pair_id"].isin(ids).astype(int) for sign, ids in halves.items())
-    found, exchange = f[keys].assign(member=member), member == -1
-    for name in f.columns.difference(keys):
-        found[f"{name}_in"], found[f"{name}_out"] = f[name].mask(exchange, g[name]), g[name].mask(exchange, f[name])
-    return found
+def places(rows: np.ndarray, among: np.ndarray) -> Tensor:
+    """Return where each of `rows` stands in `among`, int64 `[R]`, -1: it is not there."""
+    return torch.from_numpy(pd.Index(among).get_indexer(rows))
 
 
 def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -> pd.DataFrame:
@@ -149,8 +134,9 @@ def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -
 
 
 def _alignment(
-    model: CLIP, recipe: Recipe, prepared: Prepared, rows: np.ndarray, views: int, held: Held
+    model: CLIP, recipe: Recipe, prepared: Prepared, rows: np.ndarray, views: int, held: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, Tensor]:
+    """Return the columns of `measure` for captions; `held`: the last three arguments of `align`."""
     image, scale = embed_images(model, prepared.images, rows), float(model.logit_scale.detach().exp())
     seen = embed_images(model, prepared.images, rows, views) if views else image
     of_captions = []
@@ -171,20 +157,48 @@ def _probability(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) 
     return (chances * torch.from_numpy(prepared.targets[rows] > 0)).sum(dim=1)
 
 
-# --- SSLMem ---
-
-
 def distance(views: Tensor) -> Tensor:
-    """Return the mean L2 distance between two of A representations, `[A, N, D]` to `[N]`; NaN where A is 1."""
-    found = [(a - b).norm(dim=1) for a, b in combinations(views, 2)]
-    return torch.stack(found).mean(dim=0) if found else torch.full((views.shape[1],), torch.nan)
+    """Return the mean L2 distance between two of A >= 2 representations, `[A, N, D]` to `[N]`."""
+    return torch.stack([(a - b).norm(dim=1) for a, b in combinations(views, 2)]).mean(dim=0)
 
 
-def image_distance(
-    model: CLIP, prepared: Prepared, rows: np.ndarray, views: int = SSL_VIEWS, change: Change = other_view
-) -> Tensor:
-    """Return L `[R]` of the image encoder, by default under the augmentation of the self-supervised model."""
-    return distance(embed_images(model, prepared.images, rows, views, change))
+# --- baselines: a single model finds wrong captions ---
+
+
+def single_model(model: CLIP, prepared: Prepared, rows: np.ndarray, known: np.ndarray, views: int) -> pd.DataFrame:
+    """Return two scores that are high for wrong captions, of the pairs `rows` with their caption 0.
+
+    Columns: pair_id, `augmentation` = mean over `views` light crops of |cos(crop, text) - cos(image, text)|, after the
+    augmentation-enhanced attack of Ko et al., ICCV 2023 (https://arxiv.org/abs/2310.00108), and `lemon`, whose
+    neighbours are of the rows `known`, those that the model was trained on: more than NEIGHBOURS.
+    """
+    (image, text), (known_image, known_text) = (embed_pairs(model, prepared, some) for some in (rows, known))
+    crops = embed_images(model, prepared.images, rows, views)
+    changes = (crops * text).sum(dim=2) - (image * text).sum(dim=1)
+    score = lemon(image, text, known_image, known_text, places(rows, known), NEIGHBOURS)
+    return as_table(prepared, rows, {"augmentation": changes.abs().mean(dim=0), "lemon": score})
+
+
+def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, own: Tensor, k: int) -> Tensor:
+    """Return LEMoN's score `[N]` (Zhang et al., ICML 2025, https://arxiv.org/abs/2407.18941):
+    d(x, y) + WEIGHT * (s_n + s_m), with d(x, y) = 1 - cos(x, y).
+
+    s_n = mean over the k known pairs (x', y') with x' nearest to x of
+          d(y, y') * exp(-TAU_OWN * d(x, x')) * exp(-TAU_PAIR * d(x', y'))
+    s_m = the same with images and captions exchanged: y' nearest to y, d(x, x') and d(y, y')
+
+    Unit vectors: `image` and `text` `[N, D]`, the x and y, `known_image` and `known_text` `[M, D]`. `own` `[N]`: of a
+    scored pair that is itself known its place among the M (no neighbour of itself), else -1. `k`: number of neighbours;
+    which of equally near ones count is left open.
+    """
+    agreement = torch.exp(-TAU_PAIR * (1 - (known_image * known_text).sum(dim=1)))
+    by_image, by_text = 1 - image @ known_image.T, 1 - text @ known_text.T
+    itself = own[:, None] == torch.arange(len(known_text))
+    score = 1 - (image * text).sum(dim=1)
+    for apart, other in ((by_image, by_text), (by_text, by_image)):
+        near, place = apart.masked_fill(itself, torch.inf).topk(k, largest=False)
+        score += WEIGHT * (other.gather(1, place) * torch.exp(-TAU_OWN * near) * agreement[place]).mean(dim=1)
+    return score
 
 
 # --- units and layers ---

@@ -3,8 +3,6 @@
 A data set is the drawn scenes, a parquet file, a folder of images with metadata, or a name on the Hugging Face Hub.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

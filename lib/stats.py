@@ -46,38 +46,28 @@ def estimate(value: float, variance: float, df: float, seeds: int, n: int) -> Es
     if not (df > 0 and np.isfinite(variance)):  # one seed has no spread
         return Estimate(value, -np.inf, np.inf, seeds, n, 1.0, np.inf)
     error, t = max(variance, 1e-300) ** 0.5, stats.t(df)
-    reach = t.ppf((1 + LEVEL) / 2) * error
-    detectable = reach + t.ppf(POWER) * error
-    p = float(2 * t.sf(abs(value) / error))
-    return Estimate(value, float(value - reach), float(value + reach), seeds, n, p, float(detectable))
+    reach = float(t.ppf((1 + LEVEL) / 2) * error)
+    p, detectable = float(2 * t.sf(abs(value) / error)), float(reach + t.ppf(POWER) * error)
+    return Estimate(value, value - reach, value + reach, seeds, n, p, detectable)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """The scores that one seed gave P pairs, `[P]` per column, and the group of each pair `[P]`."""
-
-    columns: dict[str, np.ndarray]
-    group: np.ndarray
+# The rows of one seed, P pairs, and weights [B, P], how often resample b drew pair p -> the statistic of each resample
+Statistic = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
 
 
-# A panel and weights [B, P], how often resample b drew pair p -> the statistic of each resample [B]
-Statistic = Callable[[Panel, np.ndarray], np.ndarray]
-
-
-def panels(table: pd.DataFrame, columns: Sequence[str], grouped: bool = False) -> list[Panel]:
-    """Return a panel per seed, grouped by corruption or all one group. Raise ValueError when a score is missing."""
+def by_seed(table: pd.DataFrame, columns: Sequence[str]) -> list[pd.DataFrame]:
+    """Return the rows of each seed, in the order of the pairs. Raise ValueError when a score is missing."""
     absent = {"seed", "pair_id", *columns} - set(table.columns)
     if absent or table.empty:
         raise ValueError(f"the scores have no {', '.join(sorted(absent)) or 'rows'}: pass one row per seed and pair")
-    pairs = table.drop_duplicates("pair_id").set_index("pair_id").sort_index()
-    if len(table) != len(pairs) * table["seed"].nunique() or table.duplicated(["seed", "pair_id"]).any():
+    expected = table["pair_id"].nunique() * table["seed"].nunique()
+    if len(table) != expected or table.duplicated(["seed", "pair_id"]).any():
         raise ValueError("every seed must score the same pairs, each once: filter the table by pair, not by row")
     for name in columns:
         if missing := np.sum(~np.isfinite(table[name].to_numpy(float))):
             raise ValueError(f"column {name} has {missing} missing or infinite scores: drop those pairs in every seed")
-    groups = pairs["corruption"].to_numpy() if grouped else np.full(len(pairs), "all")
-    by_seed = [part.set_index("pair_id").loc[pairs.index] for _, part in table.groupby("seed")]
-    return [Panel({name: part[name].to_numpy(float) for name in columns}, groups) for part in by_seed]
+    table = table.astype(dict.fromkeys(columns, float)).sort_values("pair_id")
+    return [part for _, part in table.groupby("seed")]
 
 
 def resamples(group: np.ndarray, n_boot: int) -> Iterator[np.ndarray]:
@@ -95,8 +85,8 @@ def interval(
     statistic: Statistic, table: pd.DataFrame, columns: Sequence[str], grouped: bool = False, n_boot: int = N_BOOT
 ) -> Estimate:
     """Return the mean of `statistic` over the seeds with its interval over seeds and pairs (see the module's head)."""
-    seeds = panels(table, columns, grouped)
-    groups, count = seeds[0].group, len(seeds)
+    seeds = by_seed(table, columns)
+    count, groups = len(seeds), seeds[0]["corruption"].to_numpy() if grouped else np.full(len(seeds[0]), "all")
     per_seed = np.array([statistic(one, np.ones((1, len(groups))))[0] for one in seeds])
     blocks = [[statistic(one, weights) for one in seeds] for weights in resamples(groups, n_boot)]
     boot = np.concatenate([np.stack(block) for block in blocks], axis=1)  # [S, B]
@@ -113,8 +103,7 @@ def interval(
 def over_seeds(values: Sequence[float] | np.ndarray, n: int) -> Estimate:
     """Return the mean of one value per seed with its t-interval, infinite for one seed; `n`: what its caller counted,
     such as the units or images behind each value."""
-    per_seed = np.asarray(values, float)
-    count = len(per_seed)
+    per_seed, count = np.asarray(values, float), len(values)
     variance = per_seed.var(ddof=1) / count if count > 1 else np.inf
     return estimate(float(per_seed.mean()), variance, count - 1, count, n)
 
@@ -125,7 +114,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def mean(table: pd.DataFrame, score: str = "clipmem", n_boot: int = N_BOOT) -> Estimate:
     """Estimate the mean score of the table's pairs."""
-    return interval(lambda one, weights: _mean(one.columns[score], weights), table, [score], n_boot=n_boot)
+    return interval(lambda one, weights: _mean(one[score].to_numpy(), weights), table, [score], n_boot=n_boot)
 
 
 def means(table: pd.DataFrame, by: str, score: str = "clipmem", n_boot: int = N_BOOT) -> pd.DataFrame:
@@ -143,9 +132,9 @@ def _only(table: pd.DataFrame, *names: str) -> pd.DataFrame:
 def difference(table: pd.DataFrame, score="clipmem", high="swapped", low="clean", n_boot=N_BOOT) -> Estimate:
     """Estimate the mean score of the pairs with corruption `high` minus that of the pairs with `low`."""
 
-    def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
-        above, below = weights * (one.group == high), weights * (one.group == low)
-        return _mean(one.columns[score], above) - _mean(one.columns[score], below)
+    def statistic(one: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+        above, below = (weights * (one["corruption"] == name).to_numpy() for name in (high, low))
+        return _mean(one[score].to_numpy(), above) - _mean(one[score].to_numpy(), below)
 
     return interval(statistic, _only(table, high, low), [score], grouped=True, n_boot=n_boot)
 
@@ -181,9 +170,9 @@ def detect(
     """Estimate how well `sign * score` finds pairs of a kind among clean ones: ROC AUC, .5 by chance; or, with a
     `rate` of false positives, the share of them that is found at this rate."""
 
-    def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
+    def statistic(one: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
         measure = (lambda *rest: hits_at(rate, *rest)) if rate else roc_auc
-        return measure(sign * one.columns[score], one.group == kind, weights)
+        return measure(sign * one[score].to_numpy(), (one["corruption"] == kind).to_numpy(), weights)
 
     found = interval(statistic, _only(table, kind, "clean"), [score], True, n_boot)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
@@ -198,8 +187,9 @@ def gain(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) ->
     first, *others = signs
     best = max(others, key=lambda score: detect(table, score, sign=signs[score], n_boot=2).value)
 
-    def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
-        ours, theirs = (roc_auc(signs[s] * one.columns[s], one.group == "swapped", weights) for s in (first, best))
+    def statistic(one: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+        swapped = (one["corruption"] == "swapped").to_numpy()
+        ours, theirs = (roc_auc(signs[s] * one[s].to_numpy(), swapped, weights) for s in (first, best))
         return ours - theirs
 
     return best, interval(statistic, _only(table, "swapped", "clean"), [first, best], True, n_boot)
@@ -208,9 +198,9 @@ def gain(table: pd.DataFrame, signs: Mapping[str, int], n_boot: int = N_BOOT) ->
 def trend(table: pd.DataFrame, score: str = "clipmem", x: str = "share_swapped", n_boot: int = N_BOOT) -> Estimate:
     """Estimate Spearman's rank correlation of `score` and `x`."""
 
-    def statistic(one: Panel, weights: np.ndarray) -> np.ndarray:
+    def statistic(one: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
         share = weights / weights.sum(axis=1, keepdims=True)
-        ranked = [ranks(one.columns[name], weights) for name in (x, score)]
+        ranked = [ranks(one[name].to_numpy(), weights) for name in (x, score)]
         a, b = (rank - (rank * share).sum(axis=1, keepdims=True) for rank in ranked)
         covariance, var_a, var_b = ((share * product).sum(axis=1) for product in (a * b, a * a, b * b))
         return covariance / np.sqrt(var_a * var_b)
@@ -241,8 +231,6 @@ def verdict(found: Estimate, side: str = "above") -> tuple[str, str]:
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Return p-values adjusted for all the claims that were tested together (Holm 1979); NaN stays NaN."""
-    values, adjusted = np.asarray(p, float), np.full(len(p), np.nan)
-    order = [i for i in np.argsort(values) if np.isfinite(values[i])]
-    steps = [(len(order) - k) * values[i] for k, i in enumerate(order)]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
-    return adjusted
+    ordered = pd.Series(np.asarray(p, float)).dropna().sort_values()
+    adjusted = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
+    return adjusted.reindex(range(len(p))).to_numpy()

@@ -7,8 +7,6 @@ whose files no longer match is rebuilt. Every file is written under another name
     python -m lib.store         list what is there; to free space, delete folders of runs/
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -94,11 +92,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_bytes(path, _packed(tensors))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU."""
-    return safetensors.torch.load_file(path)
-
-
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], name: str) -> None:
     """Write the tensors of an unfinished entry behind a digest of their content and of the entry's `name`."""
     content = _packed(tensors)
@@ -136,7 +129,7 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
                 _clear(folder, flaw)
                 write_json(folder / "about.json", about)
                 build(folder)
-                files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+                files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
                 write_json(folder / DONE, {path.name: _sha256(path) for path in files})
     return folder
 

@@ -21,8 +21,8 @@ from lib import figures, findings, runs, store, train
 from lib import model as models
 from lib.captions import DataError
 from lib.data import Prepared, prepare
-from lib.parallel import run_parallel, side_by_side
 from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, published_name, slug
+from lib.runs import run_parallel, side_by_side
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
 # What comes on top of the timed steps: evaluations and scores, as a factor, and start and figures of a notebook, in

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -28,8 +27,8 @@ from lib.recipes import Recipe, model_config
 if TYPE_CHECKING:
     from lib.data import Prepared
 
+HALVES = ("candidate", "independent")  # of the pool: f trains on the first one, g on the second one
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
-Loss = Callable[..., Tensor]  # with the arguments of `objectives.loss`
 # model -> scores of single pairs, and numbers for that epoch's row of the history
 Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
 
@@ -65,8 +64,7 @@ def tower_of(name: str) -> str:
 
 def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | None = None) -> np.ndarray:
     """Return the rows that a recipe trains on, without those of `left_out`."""
-    halves = ("candidate", "independent")
-    parts = [prepared.half(n, recipe.seed) if n in halves else prepared.subsets[n] for n in recipe.trained_on]
+    parts = [prepared.half(n, recipe.seed) if n in HALVES else prepared.subsets[n] for n in recipe.trained_on]
     rows = np.concatenate(parts)
     return rows if left_out is None else rows[~np.isin(rows, left_out)]
 
@@ -97,11 +95,10 @@ def train(
         model.load_state_dict({n: t for n, t in donor.items() if tower_of(n) == recipe.frozen}, strict=False)
     optimiser = make_optimiser(model, recipe)
     pairs = resident(prepared, training_rows(recipe, prepared, left_out), models.device())
-    loss_of = fastest_loss(recipe, model, pairs)
     history, evaluations = _resume(folder, model, optimiser)
     saved = monotonic()
     for epoch in range(len(history), recipe.epochs):
-        history.append(run_epoch(recipe, epoch, pairs, model, optimiser, loss_of))
+        history.append(run_epoch(recipe, epoch, pairs, model, optimiser))
         if epoch + 1 in evaluation_epochs(recipe):
             scores, numbers = evaluate(model.eval())
             model.train()
@@ -117,9 +114,7 @@ def train(
     (folder / "checkpoint").unlink(missing_ok=True)
 
 
-def run_epoch(
-    recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: torch.optim.AdamW, loss_of: Loss = loss
-) -> dict[str, Any]:
+def run_epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: Any) -> dict[str, Any]:
     """Pass once over the pairs, without an incomplete last batch (as open_clip); return the row of the history."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs.rows), generator=generator)
@@ -131,7 +126,7 @@ def run_epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         made = batch(pairs, order[i * size : (i + 1) * size], recipe, generator)
-        total += step(model, optimiser, loss_of(model, recipe, *made, generator))
+        total += step(model, optimiser, loss(model, recipe, *made, generator))
     scale = float(model.logit_scale.detach().exp())
     return {"epoch": epoch + 1, "loss": float(total) / per_epoch, "lr": rate, "logit_scale": scale}
 
@@ -160,25 +155,6 @@ def make_optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
     decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "bias" in name)]
     groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=models.device().type != "mps")
-
-
-def fastest_loss(recipe: Recipe, model: CLIP, pairs: Resident) -> Loss:
-    """Return `loss`, on CUDA compiled after a trial on a batch; where that fails, as it is, with a warning.
-
-    With noise it stays as it is: the noise is drawn on the CPU, so that a seed gives the same one on every device.
-    """
-    if pairs.tokens.device.type != "cuda" or recipe.text_noise or recipe.image_noise:
-        return loss
-    compiled: Loss = torch.compile(loss, dynamic=False)
-    places = torch.arange(min(recipe.batch, len(pairs.rows)))
-    try:
-        compiled(model, recipe, *batch(pairs, places, recipe, torch.Generator())).backward()
-    except Exception as error:  # no compiler, no Triton, a GPU that is too old
-        warnings.warn(f"training is not compiled, and so slower: {type(error).__name__}: {error}", stacklevel=3)
-        return loss
-    finally:
-        model.zero_grad(set_to_none=True)
-    return lambda model, recipe, images, partners, generator: compiled(model, recipe, images, partners)
 
 
 def _checkpoint(folder: Path, model: CLIP, optimiser: Any, history: list[Any], evaluations: list[pd.DataFrame]) -> None:

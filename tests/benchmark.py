@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from joblib import cpu_count
 from open_clip import get_tokenizer
 from open_clip.loss import ClipLoss
 from open_clip.transform import image_transform
@@ -35,7 +36,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib import model as models
-from lib import parallel, scores, store, train
+from lib import runs, scores, store, train
 from lib.captions import compact, encode
 from lib.data import Prepared, split
 from lib.recipes import SCALES, Recipe, model_config
@@ -64,7 +65,7 @@ def made_up(batch: int, steps: int) -> tuple[Recipe, Prepared]:
     none = np.zeros((n, 0), np.float32)
     table = pd.DataFrame({"corruption": "clean", "share_swapped": 0.0}, index=range(n))
     nothing = {"true_targets": none, "targets": none, "class_names": (), "table": table, "fingerprint": ""}
-    rows = {"images": images, "captions": captions, "inverted": np.zeros(n, bool), "pair_ids": np.arange(n)}
+    rows = {"images": images, "captions": captions, "pair_ids": np.arange(n)}
     prepared = Prepared(data, split(n, data), tokens=tokens, token_ids=token_ids, **rows, **nothing)
     return replace(recipe, data=data), prepared
 
@@ -77,17 +78,16 @@ def train_rate(recipe: Recipe, prepared: Prepared) -> float:
     model, ends = train.fresh(recipe, prepared).train(), []
     optimiser = train.make_optimiser(model, recipe)
     pairs = train.resident(prepared, train.training_rows(recipe, prepared), models.device())
-    loss_of = train.fastest_loss(recipe, model, pairs)
     for epoch in range(recipe.epochs):
-        train.run_epoch(recipe, epoch, pairs, model, optimiser, loss_of)  # reads the loss, and so waits for a GPU
+        train.run_epoch(recipe, epoch, pairs, model, optimiser)  # reads the loss, and so waits for a GPU
         ends.append(perf_counter())
     return len(pairs.rows) // recipe.batch * recipe.batch * (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 def together(work: Callable[[Recipe], float], recipe: Recipe) -> float:
     """Return the sum of the pairs per second of as many models side by side as notebooks use."""
-    recipes = [replace(recipe, seed=seed) for seed in range(parallel.side_by_side())]
-    return sum(parallel.run_parallel("", lambda r, report: work(r), recipes))
+    recipes = [replace(recipe, seed=seed) for seed in range(runs.side_by_side())]
+    return sum(runs.run_parallel("", lambda r, report: work(r), recipes))
 
 
 def score_rate(recipe: Recipe, prepared: Prepared, views: int) -> float:
@@ -127,7 +127,7 @@ def peer(recipe: Recipe, prepared: Prepared, context: int, precision: str, folde
     table = pd.DataFrame({"filepath": files, "title": [prepared.captions[row][0] for row in rows]})
     table.to_csv(folder / "pairs.csv", sep="\t")
     words = ["--train-data", folder / "pairs.csv", "--dataset-type", "csv", "--batch-size", recipe.batch]
-    words += ["--lr", recipe.lr, "--workers", parallel.cores(), "--device", models.device().type]
+    words += ["--lr", recipe.lr, "--workers", cpu_count(), "--device", models.device().type]
     words += ["--precision", {"bf16": "amp_bf16"}.get(precision, precision)]
     args = parse_args([str(word) for word in words])
     args.distill = args.wandb = False  # open_clip_train's `main` adds these two
@@ -186,7 +186,7 @@ def matrix_peak() -> float:
 def main() -> None:
     """Measure in turns, print the table and keep it."""
     recipe, prepared = made_up(256, steps=20 if torch.cuda.is_available() else 3)
-    views, side_by_side = SCALES["laptop"].augmentations, parallel.side_by_side()
+    views, side_by_side = SCALES["laptop"].augmentations, runs.side_by_side()
     precisions = ("fp32", "bf16") if models.precision() == "bf16" else ("fp32",)
     contestants: dict[str, Callable[[], float]] = {}
     for kind in precisions:
@@ -214,7 +214,7 @@ def main() -> None:
     for name, values in found.items():
         print(f"{name:<44}{statistics.median(values):>9.1f}   {min(values):.1f} – {max(values):.1f}")
     if sys.argv[1:]:
-        about = {"cores": parallel.cores(), "device": models.device().type, "precision": precisions[-1]}
+        about = {"cores": cpu_count(), "device": models.device().type, "precision": precisions[-1]}
         about |= {"system": platform.platform(), "torch": torch.__version__}
         store.write_json(Path(sys.argv[1]), {**about, "rows": found})
 

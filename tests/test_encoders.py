@@ -72,7 +72,7 @@ def test_clipmem_is_that_of_the_scores_and_a_model_has_no_memory_beyond_itself(p
     f, g = map(runs.load, both)
     found = swap_parts(f, g, prepared, 0)
     in_f, in_g = (scores.measure(m, r, prepared, views=0) for m, r in zip((f, g), both, strict=True))
-    table = scores.inside_outside(in_f, in_g, prepared, 0)
+    table = runs.inside_outside(in_f, in_g, prepared, 0)
     assert found[["pair_id", "subset"]].equals(table[["pair_id", "subset"]])
     expected = table["contrast_in"] - table["contrast_out"]
     assert found["clipmem"].tolist() == pytest.approx(expected.tolist(), abs=1e-5) and expected.abs().max() > 0.01

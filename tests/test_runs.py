@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BRIEF, ROOT
+from joblib import cpu_count
+from safetensors.torch import load_file
 
-from lib import parallel, runs, store, train
+from lib import runs, store, tables, train
 from lib.recipes import f_and_g, needed_before
 
 ONCE = replace(BRIEF, epochs=1, evaluations=1)
@@ -69,19 +71,20 @@ def test_as_many_as_asked_are_worked_on_at_once_and_an_interrupt_is_told_in_one_
             on_progress(0.5)
         return recipe.seed
 
-    assert parallel.run_parallel("work", work, recipes[:6]) == list(range(6))
-    with pytest.raises(parallel.Stopped) as error:
-        parallel.run_parallel("work", work, recipes[6:])
+    assert runs.run_parallel("work", work, recipes[:6]) == list(range(6))
+    with pytest.raises(runs.Stopped) as error:
+        runs.run_parallel("work", work, recipes[6:])
     assert error.value._render_traceback_() == [str(error.value)] and "run the cell again" in str(error.value)
 
 
 def test_jobs_are_whole_numbers_and_a_containers_quota_of_cores_counts(monkeypatch):
-    assert parallel.side_by_side() == parallel.cores() <= os.cpu_count()
+    assert runs.side_by_side() == cpu_count() <= os.cpu_count()
     for nonsense in ("abc", "0", "-1", "2.5", "²"):
         monkeypatch.setenv("CLIPMEM_JOBS", nonsense)
         with pytest.raises(ValueError, match=f"CLIPMEM_JOBS: expected a whole number from 1, got '{nonsense}'"):
-            parallel.side_by_side()
-    script = f'{QUOTA} && echo pretended && {sys.executable} -c "from lib import parallel; print(parallel.cores())"'
+            runs.side_by_side()
+    monkeypatch.delenv("CLIPMEM_JOBS")
+    script = f'{QUOTA} && echo pretended && {sys.executable} -c "from lib import runs; print(runs.side_by_side())"'
     said = subprocess.run(f"unshare -rm sh -c '{script}'", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert said in ("", "pretended\n1\n"), "nothing where no container can be pretended"
 
@@ -128,7 +131,7 @@ def test_a_transplant_keeps_the_tower_of_a_donor_that_saw_neither_half(prepared,
     recipe = replace(trained, frozen="text", evaluations=1)
     (donor,) = needed_before(recipe)
     assert not np.isin(train.training_rows(donor, prepared), prepared.subsets["pool"]).any()
-    ours, theirs = (store.read_tensors(runs.run(one) / "weights.safetensors") for one in (recipe, donor))
+    ours, theirs = (load_file(runs.run(one) / "weights.safetensors") for one in (recipe, donor))
     kept = {name for name, weights in ours.items() if (weights == theirs[name]).all()}
     assert kept >= {name for name in ours if train.tower_of(name) == "text"} and len(kept) < len(ours)
 
@@ -143,10 +146,10 @@ def test_tables_pair_f_with_g_and_are_measured_once(trained):
         value = recipe.seed * 100 + recipe.colour * 100 + (recipe.trained_on[1] == "candidate")
         return pd.DataFrame({"pair_id": [5, 3], "value": value})
 
-    both = [runs.measured(study, "values", measure) for _ in range(2)][1]
+    both = [tables.measured(study, "values", measure) for _ in range(2)][1]
     assert len(calls) == len(set(calls)) == 8, "two conditions are the same models"
     assert both["value"][::2].tolist() == [1, 0, 101, 100] * 2 + [11, 10, 111, 110] and set(both["role"][::4]) == {"f"}
-    assert runs.measured(study, "values", measure, ["colour"], "f")["value"].tolist() == [11, 11, 111, 111]
+    assert tables.measured(study, "values", measure, ["colour"], "f")["value"].tolist() == [11, 11, 111, 111]
 
 
 def test_what_the_model_that_saw_a_pair_says_stands_beside_what_the_other_one_says(prepared, trained):
@@ -158,20 +161,20 @@ def test_what_the_model_that_saw_a_pair_says_stands_beside_what_the_other_one_sa
             parts.append(
                 pd.DataFrame({"pair_id": pairs, "value": value, "condition": "CLIP", "seed": seed, "role": role})
             )
-    found = runs.in_minus_out(study, table := pd.concat(parts))
+    found = tables.in_minus_out(study, table := pd.concat(parts))
     for seed, part in found.groupby("seed"):
         saw = part["pair_id"].isin(prepared.pair_ids[prepared.half("candidate", seed)])
         assert (part["member"] == np.where(saw, 1, -1)).all() and saw.sum() == 40
         assert (part["value_in"] == np.where(saw, 1, 2)).all() and (part["value_out"] == np.where(saw, 2, 1)).all()
     with pytest.raises(ValueError, match="f and g are of different pairs"):
-        runs.in_minus_out(study, table[1:])
+        tables.in_minus_out(study, table[1:])
 
 
 def test_progress_in_the_logs_of_run_all_is_marked_and_tells_of_the_notebooks_that_follow(monkeypatch, capsys):
     monkeypatch.setenv("CLIPMEM_LATER", "600")
-    monkeypatch.setattr(parallel, "DELAY", 0)
+    monkeypatch.setattr(runs, "DELAY", 0)
     monkeypatch.setenv("CLIPMEM_LOGGED", "1")
-    parallel.run_parallel("training", lambda recipe, on_progress: on_progress(0.5), [ONCE])
+    runs.run_parallel("training", lambda recipe, on_progress: on_progress(0.5), [ONCE])
     lines = [line.rstrip() for line in capsys.readouterr().out.split("\r") if line.strip()]
     assert lines and {line[:17] for line in lines} == {"[....] training: "}
     assert {line[-48:] for line in lines} == {" left, then about 10 min for the other notebooks"}

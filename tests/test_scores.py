@@ -121,14 +121,14 @@ def test_the_columns_follow_the_objective_and_no_number_depends_on_the_subsets_a
 def test_inside_is_the_model_that_was_trained_on_the_pair(prepared):
     ids = prepared.pair_ids[np.concatenate([prepared.subsets["pool"], prepared.subsets["external"]])]
     f, g = (pd.DataFrame({"pair_id": ids, "loss": np.arange(120) + start}) for start in (0.0, 1000.0))
-    found = scores.inside_outside(f, g, prepared, seed=3).set_index("pair_id")
+    found = runs.inside_outside(f, g, prepared, seed=3).set_index("pair_id")
     for name, sign in (("candidate", 1), ("independent", -1)):
         own = found.loc[prepared.pair_ids[prepared.half(name, 3)]]
         assert (own["member"] == sign).all() and (own["loss_in"] - own["loss_out"] == -1000 * sign).all()
     outside = found.loc[prepared.pair_ids[prepared.subsets["external"]]]
     assert (outside["member"] == 0).all() and (outside["loss_in"] < 1000).all()
     with pytest.raises(ValueError, match="f and g are of different pairs"):
-        scores.inside_outside(f, g.iloc[::-1].reset_index(drop=True), prepared, 3)
+        runs.inside_outside(f, g.iloc[::-1].reset_index(drop=True), prepared, 3)
 
 
 def test_the_probability_is_of_all_the_classes_of_a_pair(prepared):
@@ -148,7 +148,7 @@ def test_the_probability_is_of_all_the_classes_of_a_pair(prepared):
 def test_planted_memorization_is_found(prepared, trained):
     overfit = replace(TINY, epochs=20, evaluations=1)  # 80 steps on 100 pairs
     f, g = (scores.measure(runs.load(recipe), recipe, prepared, 2) for recipe in f_and_g(overfit, 0))
-    found = scores.inside_outside(f, g, prepared, 0)
+    found = runs.inside_outside(f, g, prepared, 0)
     for form in ("contrast", "plain", "consistency"):
         means = (found[f"{form}_in"] - found[f"{form}_out"]).groupby(found["subset"]).mean()
         assert means["pool"] > 0.3 and abs(means["external"]) < 0.2, form
@@ -163,12 +163,12 @@ def test_distance_is_the_mean_over_all_pairs_of_views():
     assert scores.distance(views).tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(5)], abs=1e-6)
 
 
-def test_the_image_encoder_is_asked_about_its_own_views(prepared, model):
-    rows = prepared.subsets["pool"]
+def test_the_self_supervised_score_is_of_other_views(prepared):
+    model, rows = made(prepared, "view"), prepared.subsets["pool"]
     images = torch.from_numpy(prepared.images[rows])
-    views = torch.stack([image(model, other_view(images, seeded(a))) for a in range(scores.SSL_VIEWS)])
-    found = scores.image_distance(model, prepared, rows)
-    assert prepared.inverted[rows].any()
+    views = torch.stack([image(model, other_view(images, seeded(a))) for a in range(3)])
+    found = scores.measure(model, replace(TINY, objective="view"), prepared, 3, ["pool"])["distance_image"]
+    assert (prepared.table.loc[rows, "corruption"] == "inverted").any()
     assert found.tolist() == pytest.approx([naive_distance(views[:, n]) for n in range(80)], abs=1e-5)
 
 
@@ -237,3 +237,62 @@ def test_memory_does_not_grow_with_the_number_of_images(prepared, model, monkeyp
     monkeypatch.setattr(scores, "image_layers", watched)
     scores.unit_scores(model, prepared, prepared.subsets["shared"], 1)
     assert len(alive) == 6 and alive[5] - alive[1] < 100  # the activations of a block are 5120 numbers
+
+
+def naive_lemon(x, y, known, own, k):
+    """The definition for one pair; `known`: (image, caption) of each known pair, `own` its place there, or -1."""
+
+    def d(a, b):
+        return 1 - float(a @ b)
+
+    others = [pair for place, pair in enumerate(known) if place != own]
+    by_image = sorted(others, key=lambda pair: d(x, pair[0]))[:k]
+    by_text = sorted(others, key=lambda pair: d(y, pair[1]))[:k]
+    s_n = sum(d(y, b) * math.exp(-0.1 * d(x, a)) * math.exp(-5 * d(a, b)) for a, b in by_image) / k
+    s_m = sum(d(x, a) * math.exp(-0.1 * d(y, b)) * math.exp(-5 * d(a, b)) for a, b in by_text) / k
+    return d(x, y) + 5 * s_n + 5 * s_m
+
+
+def test_lemon_equals_its_definition():
+    known_image, known_text = vectors(9, 4, seed=1), vectors(9, 4, seed=2)
+    image, text, own = vectors(5, 4, seed=3), vectors(5, 4, seed=4), torch.tensor([-1, 7, -1, 0, -1])
+    image[[1, 3]], text[[1, 3]] = known_image[[7, 0]], known_text[[7, 0]]
+    image[4], text[4] = known_image[7], known_text[7]  # a copy of a known pair, which stays a neighbour
+    known = list(zip(known_image, known_text, strict=True))
+    for k in (1, 3, 8):
+        found = scores.lemon(image, text, known_image, known_text, own, k)
+        expected = [naive_lemon(image[n], text[n], known, int(own[n]), k) for n in range(5)]
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_wrong_caption_has_a_higher_score():
+    kind = torch.arange(40) % 4
+    image, text = (F.normalize(vectors(4, 8)[kind] + 0.2 * vectors(40, 8, seed=seed), dim=1) for seed in (1, 2))
+    wrong = text.clone()
+    wrong[0], wrong[1] = text[1], text[0]
+    score = scores.lemon(image, wrong, image, wrong, torch.arange(40), k=5)
+    assert score[:2].min() > score[2:].max() + 0.5
+
+
+def test_both_scores_are_of_a_pairs_own_embeddings(prepared):
+    model = train.fresh(replace(TINY, seed=2), prepared).eval()
+    rows, known = prepared.half("candidate", 0)[::4], train.training_rows(TINY, prepared)
+    rows = torch.cat([torch.from_numpy(rows), torch.from_numpy(prepared.subsets["external"][:3])]).numpy()
+
+    def embed(some, view=None):
+        images = torch.from_numpy(prepared.images[some])
+        images = normalise(images) if view is None else light_crop(images, seeded(view))
+        return model.encode_image(images, normalize=True).detach()
+
+    def read(some):
+        return model.encode_text(torch.from_numpy(prepared.tokens[some, 0]).long(), normalize=True).detach()
+
+    found = scores.single_model(model, prepared, rows, known, views=3)
+    image, text, pairs = embed(rows), read(rows), list(zip(embed(known), read(known), strict=True))
+    assert found["pair_id"].tolist() == prepared.pair_ids[rows].tolist()
+    cosines = [(embed(rows, view) * text).sum(dim=1) - (image * text).sum(dim=1) for view in range(3)]
+    assert found["augmentation"].tolist() == pytest.approx(torch.stack(cosines).abs().mean(dim=0).tolist(), abs=1e-5)
+    places = [known.tolist().index(row) if row in known else -1 for row in rows]
+    assert min(places) == -1 and max(places) >= 60
+    expected = [naive_lemon(image[n], text[n], pairs, places[n], 30) for n in range(len(rows))]
+    assert found["lemon"].tolist() == pytest.approx(expected, abs=1e-3)

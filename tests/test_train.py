@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, TINY
+from safetensors.torch import load_file
 
-from lib import scores, store, train
+from lib import runs, scores, train
 from lib.data import prepare
 from lib.recipes import Data, f_and_g
 
@@ -83,7 +84,7 @@ def test_a_frozen_tower_is_the_donors_to_the_bit_and_the_other_one_moves(prepare
     recipe = replace(TINY, frozen=frozen, epochs=1)
     trained(recipe, prepared, tmp_path)
     donor, start = (train.fresh(replace(recipe, seed=seed), prepared).state_dict() for seed in (9, 0))
-    for name, weights in store.read_tensors(tmp_path / "weights.safetensors").items():
+    for name, weights in load_file(tmp_path / "weights.safetensors").items():
         own = train.tower_of(name) == frozen
         assert torch.equal(weights, donor[name] if own else start[name]) == own, name
 
@@ -153,7 +154,7 @@ def clipmem(recipe, folder):
         own = folder / one.trained_on[1]
         train.train(one, prepared, own, lambda model: (scores.measure(model, recipe, prepared, 0), {}))
         found.append(pd.read_parquet(own / "evaluations.parquet"))
-    table = scores.inside_outside(*found, prepared, 0)
+    table = runs.inside_outside(*found, prepared, 0)
     table["clipmem"] = table["contrast_in"] - table["contrast_out"]
     return table.merge(prepared.table[["pair_id", "corruption"]], on="pair_id")
 
