@@ -158,7 +158,7 @@ def against_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFra
     """Return the bits of retrieval of a condition minus those of plain training, stopped where it has memorized as
     much: by seed, on the first gallery."""
     curves, gains = early_stopping(study), []
-    start = {"clipmem": 0.0, "bits": 1 / np.log(2)}  # before training: nothing memorized, a random order
+    start = {"clipmem": 0.0, "bits": tables.CHANCE_BITS}  # before training: nothing memorized, a random order
     for seed, curve in curves.groupby("seed"):
         curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")
         here = tables.pool(pairs[(pairs["condition"] == name) & (pairs["seed"] == seed)])["clipmem"].mean()

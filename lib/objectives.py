@@ -95,7 +95,9 @@ def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: to
     """Return embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where it is frozen."""
     encode = models.encode_text if tower == "text" else models.encode_image
     noise = recipe.text_noise if tower == "text" else recipe.image_noise
-    mixed = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=models.precision() == "bf16")
+    # Threads share autocast's cache of weights. One that leaves autocast would empty another's, and change its bits.
+    half = models.precision() == "bf16"
+    mixed = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half, cache_enabled=False)
     with mixed, torch.set_grad_enabled(torch.is_grad_enabled() and recipe.frozen != tower):
         e = encode(model, x).float()
     return noisy(e, noise, generator) if noise else e

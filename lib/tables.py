@@ -26,6 +26,7 @@ MEMORIZED = {  # what is memorized -> the score it is the change of, and the sig
     "clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1), "clipmem_consistency": ("consistency", 1),
     "labelmem": ("probability", 1), "sslmem": ("distance_image", -1),
 }  # fmt: skip
+CHANCE_BITS = 1 / np.log(2)  # mean of log2(gallery / rank) for a random order in a large gallery: 1.44
 ALIKE = 0.8  # share of common words from which two captions say nearly the same
 
 

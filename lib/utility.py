@@ -28,7 +28,7 @@ from lib.sources import Columns, locate, open_rows, read_rows
 if TYPE_CHECKING:
     from lib.data import Prepared
 
-HUB = "hf://datasets/{}@refs/convert/parquet/{}/*.parquet"  # the parquet files that the Hub makes of every data set
+HUB = "hf://datasets/{}@refs/convert/parquet/{}/*.parquet"  # the files that the Hub makes of every data set
 SETS = {  # name -> where its training and its test part lie
     "imagenette": [HUB.format("frgfm/imagenette", f"160px/{part}") for part in ("train", "validation")],
     "cifar10": [HUB.format("uoft-cs/cifar10", f"plain_text/{part}") for part in ("train", "test")],
@@ -234,8 +234,8 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> pd.D
         classes = np.where(prepared.true_targets.any(axis=1), prepared.true_targets.argmax(axis=1), -1)
         seen = embed_images(model, prepared.images, rows)[0]
         ask("labels", seen, classes[rows], image, classes[test], prepared.class_names)
-    table = pd.DataFrame({name: pd.Series(column) for name, column in found.items()}, dtype="float32")
-    return table.rename_axis("item").reset_index()
+    columns = {name: pd.Series(column) for name, column in found.items()}
+    return pd.DataFrame(columns, dtype="float32").rename_axis("item").reset_index()
 
 
 def during_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str, float]:

@@ -51,6 +51,17 @@ def test_a_run_in_another_precision_is_another_run(trained, monkeypatch):
         runs.run_key(trained)
 
 
+def test_models_trained_side_by_side_in_bf16_have_the_bits_of_those_trained_alone(monkeypatch):
+    monkeypatch.setenv("CLIPMEM_PRECISION", "bf16")
+    recipes, weights = [replace(BRIEF, seed=seed) for seed in range(20, 24)], []
+    for jobs in ("1", "2"):
+        monkeypatch.setenv("CLIPMEM_JOBS", jobs)
+        store.rebuild(time.time())
+        runs.train_all(recipes)
+        weights.append([(runs.run(recipe) / "weights.safetensors").read_bytes() for recipe in recipes])
+    assert weights[0] == weights[1]
+
+
 def test_a_failing_model_stops_the_others_at_once_and_what_is_finished_stays(monkeypatch):
     monkeypatch.setenv("CLIPMEM_JOBS", "2")
     long, broken = replace(ONCE, seed=1, epochs=10_000), replace(ONCE, batch=0)
