@@ -121,7 +121,8 @@ def executed_page(executed: Path, commit: str) -> str:
     book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](\1.md)", cell.source).replace("](../", "](../../../")
+            text = cell.source.replace("](../", "](../../../")
+            cell.source = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](../../scenes-laptop/executed/\1.md)", text)
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data["text/html"] = re.sub(r"<style.*?</style>\s*", "", output.data["text/html"], flags=re.S)

@@ -102,7 +102,8 @@ def test_an_executed_notebook_becomes_a_page(tmp_path):
     path = tmp_path / "02_x.ipynb"
     nbformat.write(new.new_notebook(cells=cells), path)
     text = pages.executed_page(path, "abc")
-    assert "[next](03_encoder_attribution.md), [pictures](../../../figures/x)" in text and "ran at commit abc" in text
+    assert "[next](../../scenes-laptop/executed/03_encoder_attribution.md), [pictures](../../../figures/x)" in text
+    assert "ran at commit abc" in text
     assert "<details><summary>code</summary>\n\n```python\ntrain()\n```\n\n</details>" in text
     assert "![A figure](../02_a.png)" in text and "<table></table>" in text and "done" in text
     assert "[....]" not in text and "<style>" not in text and "scale = 'laptop'" not in text and "'deep'" in text
