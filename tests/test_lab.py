@@ -116,7 +116,7 @@ def test_notebook_02_trains_decides_and_has_a_slider_that_shows_other_pairs(proj
     name = "02_miscaptioned_memorization"
     replaced = {
         f"notebooks/{name}.ipynb": [('= \\"laptop\\"', '= \\"smoke\\"'), ("seeds: int = 5", "seeds: int = 2")],
-        "lib/parallel.py": [("DELAY = 2.0", "DELAY = 0.0")],  # else a fast machine trains too soon to show progress
+        "lib/runs.py": [("DELAY = 2.0", "DELAY = 0.0")],  # else a fast machine trains too soon to show progress
     }
     for path, changes in replaced.items():
         for old, new in changes:
