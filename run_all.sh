@@ -31,6 +31,7 @@ case "$0" in */*) self="$0" ;; *) self="./$0" ;; esac; export CLIPMEM_COMMAND="$
 while [ -L "$self" ]; do link="$(readlink "$self")"; case "$link" in /*) self="$link" ;; *) self="${self%/*}/$link" ;; esac; done
 root="$(CDPATH='' cd -- "${self%/*}/" && pwd -P)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+[ -t 1 ] || export TQDM_MININTERVAL=30 # seconds; in a log, progress is a line per half minute
 case " $* " in
   *" --help "* | *" -h "*) sed -n '2,/^$/s/^# \{0,1\}//p' "$self"; exit 0 ;;
   " --test ") ;;

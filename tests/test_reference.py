@@ -246,6 +246,14 @@ def test_the_claims_were_committed_before_the_runs_and_have_not_changed(folder):
         assert entry["claim"] == findings.claims()[entry["finding"]]["claim"] and entry["claims_commit"] != "unknown"
 
 
+def test_at_most_a_quarter_of_the_claims_on_scenes_stays_undecided():
+    decided = set()
+    for folder in (folder for folder in FOLDERS if folder.name.startswith("scenes-")):
+        entries = json.loads((folder / "findings.json").read_text())
+        decided |= {e["finding"] for e in entries if e["verdict"] in ("reproduced", "contradicted")}
+    assert len(findings.claims().keys() - decided) <= len(findings.claims()) / 4
+
+
 def test_nothing_of_a_data_set_that_may_not_be_redistributed_is_committed():
     for path in ROOT.glob("figures/*/*.csv"):
         if not path.parent.name.startswith("scenes-"):
