@@ -17,7 +17,7 @@ from lib import store
 from lib.captions import Corruption, DataError, compact, corrupt, encode
 from lib.recipes import CORRUPTED, SUBSETS, Data
 from lib.scenes import make_scenes
-from lib.sources import Row, find_columns, locate, open_rows, read_rows
+from lib.sources import Row, find_columns, locate, open_rows, picture_files, read_rows
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
@@ -171,7 +171,8 @@ def load(data: Data) -> Pairs:
     elif kind == "hub":
         identity = [where, *(file["filename"] for file in open_rows(data.dataset).cache_files)]
     else:
-        identity = [where, _state(Path(where).rglob("*") if kind == "imagefolder" else [Path(where)])]
+        named = [] if kind == "imagefolder" or where.startswith("hf:") else picture_files(where, data.image_column)
+        identity = [where, _state(Path(where).rglob("*") if kind == "imagefolder" else [Path(where), *named])]
 
     def build(folder: Path) -> None:
         if kind == "scenes":

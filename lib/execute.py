@@ -23,6 +23,7 @@ from lib.recipes import did_you_mean
 
 TAIL = 14  # lines of a traceback or a log that are shown: enough for the failing cell
 PROGRESS = "[....]"  # lines of a notebook's output that begin so are also shown on the terminal
+MEMORY = " Fewer models at once need less memory: --jobs 1."
 REQUIRED = ("scale", "dataset")  # parameters that every notebook has
 
 
@@ -124,10 +125,11 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
             lines = strip_ansi("\n".join(error.traceback)).splitlines()
             print(*lines, sep="\n", file=log)
             sentence = " ".join(f"cell [{error.exec_count}]: {error.ename}: {error.evalue}".split())
+            sentence += MEMORY * ("MemoryError" in sentence or "allocate memory" in sentence)
             raise NotebookError(sentence, *[line for line in lines if line.strip()][-TAIL:]) from error
         except DeadKernelError as error:
             last = Path(log.name).read_text(encoding="utf-8").splitlines()[-TAIL:]
-            raise NotebookError("the kernel died: it was killed, or out of memory.", *last) from error
+            raise NotebookError(f"the kernel died: it was killed, or out of memory.{MEMORY}", *last) from error
         except Exception as error:  # a full disk, a kernel that does not start: all end this notebook
             traceback.print_exc(file=log)
             raise NotebookError(f"{type(error).__name__}: {error}") from error

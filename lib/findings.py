@@ -1,5 +1,6 @@
 """What the notebooks found: recorded, compared with the reference, published."""
 
+import hashlib
 import json
 import math
 import os
@@ -202,6 +203,10 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str]) -> Path:
     rows = pd.concat([kept, *(result["findings"] for result in results)]).sort_values(["notebook", "finding", "claim"])
     names = [name for result in results for name in result["figures"]]
     files = {f"{name}{ending}": (own / f"{name}{ending}").read_bytes() for name in names for ending in ENDINGS}
+    for name in names:
+        digest = _read(own / f"{name}.json", lambda found: found["csv_sha256"], f"run notebook {name[:2]} again")
+        if digest != hashlib.sha256(files[f"{name}.csv"]).hexdigest():
+            raise FindingsError(f"{own / name}.csv was changed since it was made: run notebook {name[:2]} again")
     for stale in [path for result in results for path in reference.glob(f"{result['notebook'][:2]}_*")]:
         stale.unlink()
     for name, content in files.items():

@@ -18,6 +18,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
+torch.set_num_threads(1)  # of a model, which then has the same bits on any number of cores; see runs.side_by_side
 GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
 # Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
 BLOCK = 500

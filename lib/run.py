@@ -240,8 +240,8 @@ def main(words: list[str], project: Path = ROOT) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command continues; what is trained stays.", file=sys.stderr)
         return 130
-    except OSError as error:  # a full disk above all
-        print(f"[FAIL] {error}. What is trained stays; the same command continues.", file=sys.stderr)
+    except (OSError, MemoryError) as error:  # a full disk above all
+        print(f"[FAIL] {error or 'out of memory'}. What is trained stays; the same command continues.", file=sys.stderr)
         return 1
 
 

@@ -41,8 +41,7 @@ def side_by_side() -> int:
     """Return how many models are worked on at once: CLIPMEM_JOBS (`./run_all.sh --jobs N`), else one per CPU core (a
     container's quota counts, which os.cpu_count() ignores), or one on an accelerator.
 
-    One thread per model is faster on the CPU than all cores on one small model (tests/benchmark.py), and the bits of a
-    run then do not depend on how many cores there are.
+    Each has one thread (lib/model.py), which is faster than all cores on one small model (tests/benchmark.py).
     """
     asked = os.environ.get("CLIPMEM_JOBS") or ("1" if models.device().type != "cpu" else str(cpu_count()))
     if not asked.isdecimal() or int(asked) < 1:
@@ -57,7 +56,6 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
     recipe fails, or the reader interrupts, the others end at their next report.
     """
     shares, stop, lock = dict.fromkeys(recipes, 0.0), Event(), Lock()
-    jobs, threads = side_by_side(), torch.get_num_threads()
 
     def one(recipe: Recipe) -> Any:
         def on_progress(share: float) -> None:
@@ -67,14 +65,14 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
                 bar.update(share - shares[recipe])
                 shares[recipe] = share
 
-        torch.set_num_threads(max(1, min(threads, cpu_count()) // jobs))
+        torch.set_num_threads(1)  # it holds for one thread of Python
         on_progress(0)
         result = work(recipe, on_progress)
         on_progress(1)
         return result
 
     try:
-        with _progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(jobs) as pool:
+        with _progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(side_by_side()) as pool:
             try:
                 futures = [pool.submit(one, recipe) for recipe in recipes]
                 for future in as_completed(futures):  # in this order, the first to fail is met at once
@@ -84,8 +82,6 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
                 stop.set()
     except KeyboardInterrupt:
         raise Stopped("Stopped. What is trained stays in the store; run the cell again and it continues.") from None
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _progress_bar(what: str, total: float) -> tqdm:

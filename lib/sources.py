@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -124,6 +126,21 @@ def find_columns(rows: Any, where: str, image: str = "", captions: Sequence[str]
             raise DataError(f"{what}, expected text or lists of text. Store it as text, or name another column.")
     labels = [name for name in ("label", "labels") if kinds.get(name) and name not in (*typed, *texts)]
     return Columns(names[0], texts, labels[0] if labels else "")
+
+
+def picture_files(parquet: str, image: str = "") -> list[Path]:
+    """Return the files that the picture column of a parquet file names; of bytes inside it, a path is just a name."""
+    try:
+        schema = pq.read_schema(parquet)
+    except (OSError, pa.ArrowException):
+        return []  # `open_rows` says what is wrong
+    for name in [name for name in (image, *IMAGE_NAMES) if name in schema.names][:1]:
+        kind = schema.field(name).type
+        inside = f"{name}.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else ""
+        if inside or pa.types.is_string(kind):
+            cells = pq.read_table(parquet, columns=[inside or name])[name].to_pylist()
+            return [Path(path) for cell in cells if (path := cell["path"] if isinstance(cell, dict) else cell)]
+    return []
 
 
 def decode_image(cell: Any, pixels: int) -> np.ndarray:

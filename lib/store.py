@@ -1,8 +1,9 @@
 """One store for all that is made once and read often: decoded data, labelled sets, trained models, scores.
 
 An entry is a folder `runs/<kind>/<key>/`, found by the content of what made it. It is built by one process at a time.
-`DONE`, written last, lists every file with its SHA-256; an entry without it is unfinished and continued, and an entry
-whose files no longer match is rebuilt. Every file is written under another name and then renamed.
+`DONE`, written last, lists every file with a digest of the entry's key and of what the file holds; an entry without it
+is unfinished and continued, and one whose files no longer match is rebuilt. Every file is written under another name
+and then renamed.
 
     python -m lib.store         list what is there; to free space, delete folders of runs/
 """
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -130,7 +132,9 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
                 write_json(folder / "about.json", about)
                 build(folder)
                 files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-                write_json(folder / DONE, {path.name: _sha256(path) for path in files})
+                write_json(folder / DONE, {path.name: _digest(path) for path in files})
+                now = max(time.time(), _rebuild_before)  # a clock that was set back makes nothing old
+                os.utime(folder / DONE, (now, now))
     return folder
 
 
@@ -151,7 +155,7 @@ def _flaw(folder: Path) -> str:
         return "unfinished"
     try:
         recorded = json.loads((folder / DONE).read_text())
-        wrong = [name for name in recorded if _sha256(folder / name) != recorded[name]]
+        wrong = [name for name in recorded if _digest(folder / name) != recorded[name]]
     except (ValueError, TypeError, OSError):  # no JSON; no object; or another process is just rebuilding the entry
         recorded, wrong = {}, []
     return f"{', '.join(wrong or [DONE])} missing or changed" if wrong or not recorded else ""
@@ -179,11 +183,12 @@ def _lock(folder: Path) -> AbstractContextManager:
         return lock.acquire()
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of an entry's key and of a file of it, so that no other entry's file fits; "" without one."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha256(path.parent.name.encode())).hexdigest()
 
 
 def entries() -> pd.DataFrame:

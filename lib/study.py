@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,13 +17,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from lib import figures, findings, runs, store, train
 from lib import model as models
 from lib.captions import DataError
 from lib.data import Prepared, prepare
-from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, published_name, slug
+from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, did_you_mean, published_name, slug
 from lib.runs import run_parallel, side_by_side
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
@@ -91,6 +94,7 @@ def begin(
         raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds!r}")
     if type(force) is not bool:
         raise ValueError(f"force: expected True or False, got {force!r}")
+    _refuse_unknown_parameters()
     figures.theme()
     prepare.cache_clear()  # so that a file that was changed since is read again
     store.rebuild(float(os.environ.get("CLIPMEM_BEGUN", time.time())) if force else 0)
@@ -120,6 +124,15 @@ def begin(
     left = f"training the others takes about {minutes:.0f} minutes here" if absent else "nothing to train"
     print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store; {left}")
     return study
+
+
+def _refuse_unknown_parameters() -> None:
+    """Raise ValueError for a parameter that `papermill -p` sets and no notebook has. papermill would only warn."""
+    known = inspect.signature(begin).parameters
+    for cell in getattr(get_ipython(), "user_ns", {}).get("In", []):
+        names = re.findall(r"^(\w+) =", cell, re.MULTILINE) if cell.startswith("# Parameters\n") else []
+        for name in [name for name in names if name not in known]:
+            raise ValueError(f"parameter {name!r} does not exist: {', '.join(known)}.{did_you_mean(name, known)}")
 
 
 def plan(notebook: str, scale: str, dataset: str, captions: str, image: str) -> tuple[Prepared, dict[str, Recipe]]:

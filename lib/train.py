@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lib.data import Prepared
 
 HALVES = ("candidate", "independent")  # of the pool: f trains on the first one, g on the second one
+DIVERGED = 3.0  # times the loss of a guess within the batch: a loss above it will not come down again
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 # model -> scores of single pairs, and numbers for that epoch's row of the history
 Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
@@ -89,6 +90,7 @@ def train(
     `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
     scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
     `on_progress` gets the share that is done. `donor` has the weights of the frozen tower. `left_out` rows are unseen.
+    Raise FloatingPointError where the loss diverges; the last checkpoint is from before.
     """
     model = fresh(recipe, prepared).train()
     if donor:
@@ -127,8 +129,14 @@ def run_epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimise
             group["lr"] = rate
         made = batch(pairs, order[i * size : (i + 1) * size], recipe, generator)
         total += step(model, optimiser, loss(model, recipe, *made, generator))
-    scale = float(model.logit_scale.detach().exp())
-    return {"epoch": epoch + 1, "loss": float(total) / per_epoch, "lr": rate, "logit_scale": scale}
+    mean, scale = float(total) / per_epoch, float(model.logit_scale.detach().exp())
+    if not mean <= DIVERGED * math.log(max(2, size)):  # nor is NaN
+        raise FloatingPointError(
+            f"training diverged: the loss of epoch {epoch + 1} is {mean:.3g}, and a guess has {math.log(size):.2g} "
+            f"({recipe.objective}, seed {recipe.seed}, learning rate {recipe.lr:g}). Lower `lr` of its recipe in "
+            f"lib/recipes.py. Other models are kept."
+        )
+    return {"epoch": epoch + 1, "loss": mean, "lr": rate, "logit_scale": scale}
 
 
 def step(model: CLIP, optimiser: torch.optim.Optimizer, value: Tensor) -> Tensor:

@@ -152,6 +152,19 @@ def test_names_that_lead_nowhere_say_what_is_near(tmp_path):
             check(name)
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_pictures_that_a_parquet_file_names_are_read_again_when_they_change(tmp_path, as_text):
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, file in enumerate(files):
+        file.write_bytes(picture(i))
+    cells = [str(file) if as_text else {"bytes": None, "path": str(file)} for file in files]
+    path = write_parquet(tmp_path / "set.parquet", {"image": cells, "caption": [*"abcd"]})
+    first = small(path)
+    assert np.array_equal(first.images[1], decode_image(picture(1), 8))
+    files[1].write_bytes(picture(9))
+    assert np.array_equal(small(path).images[1], decode_image(picture(9), 8))
+
+
 @pytest.mark.parametrize("name", ["set[1]", "star*", "what?", "my photos ü", "{a}"])
 def test_paths_are_read_as_they_are_written(tmp_path, name):
     for other in ("set1", "starry", "what1", name):

@@ -104,6 +104,12 @@ def test_wall_shows_dollars_literally_wraps_captions_and_the_watermark_is_drawn(
     assert figure.axes[2].get_xlabel().count("\n") == 4 and "SMOKE" in figure.texts[0].get_text()
 
 
+def test_a_caption_in_a_table_is_neither_html_nor_tex():
+    figures.theme()
+    shown = pd.DataFrame({"caption": ["<script>alert(1)</script> $x$ and $y$"]})._repr_html_()
+    assert "&lt;script&gt;" in shown and "mathjax_ignore" in shown
+
+
 def test_saved_files_are_stable_and_say_where_they_come_from(tmp_path):
     figure, table = plt.figure(), pd.DataFrame({"seed": [0, 1], "value": [1 / 3, np.nan]})
     paths = figures.save(figure, "01_a", table, tmp_path, {"notebook": "01_x"})

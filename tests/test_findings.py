@@ -1,5 +1,6 @@
 """Findings: recorded by this very run, compared with the reference, published on conditions."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -32,6 +33,8 @@ def root(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for ending in findings.ENDINGS:
         (folder / f"02_a{ending}").write_text(ending)
+    digest = hashlib.sha256(b".csv").hexdigest()
+    (folder / "02_a.json").write_text(json.dumps({"csv_sha256": digest}))
     return tmp_path / "project"
 
 
@@ -136,6 +139,15 @@ def test_publish_refuses(root, reason):
     findings.record("03_x", [finding()], [], {**about, "commit": about["commit"].replace("def", "abc")})
     with pytest.raises(FindingsError, match=reason):
         findings.publish("scenes", about["scale"], [NOTEBOOK, "03_x"])
+    assert not list(root.glob("figures/*/"))
+
+
+@pytest.mark.parametrize(("ending", "said"), [(".csv", "was changed since it was made"), (".json", "is damaged")])
+def test_a_table_or_figure_that_was_damaged_is_not_published(root, ending, said):
+    findings.record(NOTEBOOK, [finding()], ["02_a"], ABOUT)
+    (findings.results_folder("scenes", "laptop") / f"02_a{ending}").write_text("{}")
+    with pytest.raises(FindingsError, match=rf"02_a\{ending} {said}: run notebook 02 again"):
+        findings.publish("scenes", "laptop", [NOTEBOOK])
     assert not list(root.glob("figures/*/"))
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -110,6 +112,9 @@ def test_lab_opens_the_tour_and_shows_every_picture(lab, browser):
     host, token = lab.split("/lab")[0], lab.split("token=")[1]
     picture = f"{host}/files/figures/scenes-laptop/02_wrong_captions.png?token={token}"
     assert urlopen(picture).read(4) == b"\x89PNG", "README's pictures lie outside what is served"
+    assert urlsplit(host).hostname in ("localhost", "127.0.0.1")
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(f"{host}/api/contents")  # without the token
 
 
 def test_notebook_02_trains_decides_and_has_a_slider_that_shows_other_pairs(project, lab, browser):

@@ -72,6 +72,7 @@ def test_a_failing_model_stops_the_others_at_once_and_what_is_finished_stays(mon
 
 def test_as_many_as_asked_are_worked_on_at_once_and_an_interrupt_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setenv("CLIPMEM_JOBS", "3")
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background may have it ignored
     three, recipes = Barrier(3), [replace(ONCE, seed=seed) for seed in range(9)]
 
     def work(recipe, on_progress):
@@ -85,6 +86,7 @@ def test_as_many_as_asked_are_worked_on_at_once_and_an_interrupt_is_told_in_one_
     assert runs.run_parallel("work", work, recipes[:6]) == list(range(6))
     with pytest.raises(runs.Stopped) as error:
         runs.run_parallel("work", work, recipes[6:])
+    signal.signal(signal.SIGINT, usual)
     assert error.value._render_traceback_() == [str(error.value)] and "run the cell again" in str(error.value)
 
 

@@ -68,6 +68,18 @@ def test_rebuild_treats_runs_and_scores_of_before_as_absent_but_not_data():
     assert not (get("begun") / "checkpoint").exists()
 
 
+def test_files_of_another_entry_are_noticed_even_with_their_own_digests(recwarn):
+    one, other = get("one"), get("other")
+    for file in one.iterdir():
+        store.write_bytes(other / file.name, file.read_bytes())
+    assert BUILT[get("other")] == 2 and "w.safetensors" in str(recwarn[0].message)
+
+
+def test_a_clock_that_was_set_back_makes_nothing_old():
+    store.rebuild(before=time.time() + 3600)
+    assert get() == get() and BUILT[get()] == 1
+
+
 def test_what_cannot_be_written_is_said_and_the_old_file_stays(tmp_path):
     store.write_bytes(tmp_path / "a.json", b"old")
     message = r"a\.json cannot be written: No space left .*CLIPMEM_RUNS.*it continues"

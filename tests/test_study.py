@@ -4,6 +4,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -72,6 +73,14 @@ def test_without_git_the_commits_are_unknown(monkeypatch, tmp_path, untimed):
 def test_bad_parameters_name_what_was_expected(parameters, message, own_store):
     with pytest.raises(ValueError, match=message):
         study.begin(NOTEBOOK, *parameters)
+    assert not own_store.exists()
+
+
+def test_a_misspelt_parameter_of_papermill_is_refused(monkeypatch, own_store):
+    cells = ["", "seeds: int = 3  # how often", "# Parameters\nscale = \"smoke\"\nsedes = 2\n", "sedes"]
+    monkeypatch.setattr(study, "get_ipython", lambda: SimpleNamespace(user_ns={"In": cells}))
+    with pytest.raises(ValueError, match="'sedes' does not exist: .*Did you mean 'seeds'"):
+        study.begin(NOTEBOOK, "smoke", "scenes", 3)
     assert not own_store.exists()
 
 

@@ -1,0 +1,124 @@
+"""Kill a run at random moments, give the same command again, and compare every table with an uninterrupted run's.
+
+    python tests/kill.py [COUNT] [SEED]     25 kills if not given; about half an hour on two cores
+
+Each time a new store is begun, the run, or only its kernel, is killed at a random moment from its start to the last
+page that it publishes, and the same command is given until it ends well. It happens in a copy of the project in which
+scale smoke may be published, so that publishing is killed, too.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+from conftest import ROOT, copy_project
+
+COMMAND = ("smoke", "--only", "02", "--seeds", "3", "--publish")
+KERNEL = "the kernel alone by SIGKILL"
+HOW = {"all by SIGKILL": signal.SIGKILL, "by SIGTERM": signal.SIGTERM, "by Ctrl-C": signal.SIGINT, KERNEL: None}
+CONTINUED = 3  # how often at most the command is given again; once is enough where nothing else fails
+
+
+def copied(folder: Path) -> Path:
+    """Return a copy of the project, under git, which would publish smoke."""
+    copy_project(folder)
+    rules = folder / "lib" / "findings.py"
+    text = rules.read_text()
+    assert text.count('if scale == "smoke":') == 1
+    rules.write_text(text.replace('if scale == "smoke":', 'if scale == "no scale":'))
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+def start(project: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start the run in a process group of its own, as a shell with job control would."""
+    environ = {**os.environ, "VIRTUAL_ENV": sys.prefix, "CLIPMEM_RUNS": str(project / "runs"), "PYTHONPATH": ""}
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            ["bash", str(project / "run_all.sh"), *COMMAND],
+            env=environ,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
+        )
+
+
+def tables(project: Path) -> dict[str, bytes]:
+    """Return the bytes of every table of the run, and of what it published."""
+    paths = [*project.glob("runs/results/*/*.csv"), *project.glob("figures/scenes-smoke/*.csv")]
+    return {str(path.relative_to(project)): path.read_bytes() for path in paths}
+
+
+def fresh(project: Path) -> None:
+    """Remove what a run leaves."""
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    subprocess.run(["git", "clean", "-qfd", "figures"], cwd=project, check=True)
+    subprocess.run(["git", "checkout", "-q", "."], cwd=project, check=True)
+
+
+def kill(process: subprocess.Popen[bytes], how: str) -> None:
+    """Kill a run, or its kernel, and wait for its end."""
+    if how == KERNEL:
+        kernels = [one for one in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in str(one.cmdline())]
+        for one in kernels:
+            one.kill()
+    elif HOW[how] == signal.SIGKILL:
+        os.killpg(process.pid, signal.SIGKILL)
+    elif how == "by Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, HOW[how])
+    process.wait(timeout=120)
+
+
+def survives(project: Path, log: Path, moments: list[tuple[float, str]]) -> str:
+    """Kill at the given moments, in seconds after each start; continue to the end. Return what was seen."""
+    fresh(project)
+    for moment, how in moments:
+        process = start(project, log)
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            kill(process, how)
+    for _ in range(CONTINUED):
+        if start(project, log).wait() == 0:
+            return ""
+    return f"did not end well after {CONTINUED} more calls"
+
+
+def main(count: int = 25, seed: int = 0) -> int:
+    """Kill `count` times, print a line each; return 0 where all tables are equal."""
+    rng, wrong = random.Random(seed), 0
+    with TemporaryDirectory() as folder:
+        project, log = copied(Path(folder) / "a project"), Path(folder) / "log"
+        began = time.monotonic()
+        assert start(project, log).wait() == 0, log.read_text()
+        duration, expected = time.monotonic() - began, tables(project)
+        print(f"uninterrupted: {duration:.0f} seconds, {len(expected)} tables", flush=True)
+        for number in range(count):
+            moment, how = rng.uniform(0, duration), rng.choice([*HOW])
+            said = survives(project, log, [(moment, how)])
+            found = tables(project)
+            said = said or ", ".join(name for name in expected if found.get(name) != expected[name])
+            wrong += bool(said)
+            print(f"{number + 1:>3}  after {moment:5.1f} s, {how:<28} {said or 'equal'}", flush=True)
+        if wrong:
+            print(log.read_text())
+    print(f"{count - wrong} of {count} equal")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
