@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
-from conftest import ROOT, copy_project
+from conftest import copy_project
 
 COMMAND = ("smoke", "--only", "02", "--seeds", "3", "--publish")
 KERNEL = "the kernel alone by SIGKILL"
@@ -71,9 +71,9 @@ def fresh(project: Path) -> None:
 def kill(process: subprocess.Popen[bytes], how: str) -> None:
     """Kill a run, or its kernel, and wait for its end."""
     if how == KERNEL:
-        kernels = [one for one in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in str(one.cmdline())]
-        for one in kernels:
-            one.kill()
+        for one in psutil.Process(process.pid).children(recursive=True):
+            if "ipykernel" in " ".join(one.cmdline()):
+                one.kill()
     elif HOW[how] == signal.SIGKILL:
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "by Ctrl-C":
