@@ -33,8 +33,10 @@ def copied(folder: Path) -> Path:
     copy_project(folder)
     rules = folder / "lib" / "findings.py"
     text = rules.read_text()
-    assert text.count('if scale == "smoke":') == 1
-    rules.write_text(text.replace('if scale == "smoke":', 'if scale == "no scale":'))
+    for old, new in {'if scale == "smoke":': "if False:", '= "not judged"': '= "inconclusive"'}.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    rules.write_text(text)
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
         subprocess.run(["git", *words], cwd=folder, check=True)

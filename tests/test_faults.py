@@ -16,7 +16,7 @@ from conftest import BRIEF, ROOT
 from lib import runs, scores, store, tables
 
 SCORED = replace(BRIEF, seed=7)
-ROOM = 6  # megabytes: too few for the data of the tiny world
+ROOM = 6  # megabytes, of which all but one are taken: too few for the data and a model of the tiny world
 
 
 def test_a_run_that_is_killed_three_times_is_continued_to_the_same_tables(tmp_path):
@@ -74,7 +74,8 @@ def test_every_file_of_the_store_is_noticed_when_damaged_and_made_again(whole, o
     if quiet:
         found = measured()
     else:
-        with pytest.warns(UserWarning, match=f"{path.parent}.*{file} missing or changed. It is made again"):
+        named = r"\S+" if file == "DONE" else file  # DONE may still be read, with a wrong digest of another file
+        with pytest.warns(UserWarning, match=rf"{path.parent}: (.*, )?{named}.* missing or changed\. It is made again"):
             found = measured()
     assert all(one.equals(other) for one, other in zip(found, whole[1], strict=True))
     if file not in ("made.json", "DONE"):  # the seconds that a run took, and their digest, differ
@@ -90,12 +91,12 @@ def test_a_full_disk_is_said_with_the_file_and_the_same_call_continues_when_ther
     try:
         monkeypatch.setenv("CLIPMEM_RUNS", str(place))
         (place / "other").write_bytes(bytes((ROOM - 1) * 2**20))
-        with pytest.raises(store.StoreError, match=r"small/data/.* cannot be written: No space left .* Make room"):
+        with pytest.raises(store.StoreError, match=r"small/\S+ cannot be written: No space left .* Make room"):
             measured()
         (place / "other").unlink()
         assert len(measured()) == 3
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # images are still mapped
 
 
 def test_a_store_that_was_moved_is_found_and_nothing_is_made_again(whole, own_store, monkeypatch):
