@@ -133,7 +133,9 @@ def test_notebook_02_trains_decides_and_has_a_slider_that_shows_other_pairs(proj
     wait(lambda: re.search(r"training 4 models: +\d+ %", "".join(seen(browser, "pre"))), lambda: seen(browser, "pre"))
     numbers = wait(lambda: finished(browser), lambda: seen(browser, ".jp-InputPrompt"))
     check_outputs(browser)
-    assert numbers == [f"[{number}]:" for number in range(1, len(numbers) + 1)], "a cell was not run"
+    expected = [f"[{number}]:" for number in range(1, len(numbers) + 1)]
+    shown = [number or right for number, right in zip(numbers, expected, strict=True)]  # a folded solution shows none
+    assert shown == expected and numbers.count("") <= 3, "a cell was not run"
     assert len(seen(browser, "img")) > 10 and len([line for line in seen(browser, "td") if line == "not judged"]) > 5
 
     def picture_after(act):
