@@ -48,6 +48,7 @@ class Source:
     count: int  # N
     seen: list[np.ndarray]  # of each model float [N]: 1 it was trained on the pair, 0 it was not, NaN unknown
     digest: str  # of what it holds
+    where: str  # its path or name
 
 
 def load(name: str) -> Checkpoint:
@@ -116,7 +117,13 @@ def open_source(dataset: str, image: str, captions: Sequence[str], seen: Sequenc
     count = len(marks[columns.captions[0]])
     known = [_membership(entry, marks.get(entry), count, where) for entry in seen]
     about = json.dumps([identity(dataset, image), columns]).encode()
-    return Source(partial(sources.read_rows, opened, where, columns), count, known, hashlib.sha256(about).hexdigest())
+    return Source(
+        read=partial(sources.read_rows, opened, where, columns),
+        count=count,
+        seen=known,
+        digest=hashlib.sha256(about).hexdigest(),
+        where=where,
+    )
 
 
 def _membership(entry: str, marks: list[Any] | None, count: int, where: str) -> np.ndarray:

@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from photo_sets import caption, columns, write_parquet
-from safetensors.torch import load_file
 
 from lib import checkpoints, embeddings, runs, scores, stats
 from lib.captions import DataError
@@ -72,28 +70,28 @@ class Code:
 
 def test_what_cannot_be_used_is_refused_by_name(exported, tmp_path):
     folder, weights = exported[0], exported[0] / "open_clip_model.safetensors"
+    right = json.loads((folder / "open_clip_config.json").read_text())
 
-    def refusal(name):
+    def refusal(name=f"local-dir:{folder}", part="text_cfg", **changes):
+        config = json.loads(json.dumps(right))
+        config["model_cfg"][part] |= changes
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError) as error:
             load(name)
         assert name in str(error.value) and len(str(error.value)) < 1500
         return str(error.value)
 
-    assert "Missing key" in refusal(f"RN50:{weights}") or "size mismatch" in refusal(f"RN50:{weights}")
-    assert "Did you mean 'ViT-B-32'" in refusal("ViT-B-3:openai")
-    assert "nothing.pt" in refusal(f"RN50:{tmp_path}/nothing.pt") and "gone" in refusal(f"local-dir:{tmp_path}/gone")
-    refusal("RN50")  # without weights
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] |= {"width": 32}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    assert "size mismatch for positional_embedding" in refusal(f"local-dir:{folder}")
-    config["model_cfg"]["text_cfg"] |= {"tokenizer_kwargs": {"trust_remote_code": True}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    assert "foreign code" in refusal(f"local-dir:{folder}")
+    assert 'Missing key(s) in state_dict: "visual.transformer.resblocks.2' in refusal(part="vision_cfg", layers=3)
+    assert "Unexpected key(s)" in refusal(layers=1) and "width changed" in refusal(width=32)
+    assert "size mismatch for visual.conv1.weight" in refusal(part="vision_cfg", patch_size=4, image_size=16)
+    assert "foreign code" in refusal(tokenizer_kwargs={"trust_remote_code": True})
+    assert "Did you mean 'ViT-B-32'" in refusal("ViT-B-3:openai") and "gone" in refusal(f"local-dir:{tmp_path}/gone")
+    assert "nothing.pt" in refusal(f"ViT-B-32:{tmp_path}/nothing.pt")
     weights.write_bytes(weights.read_bytes()[:5000])
-    refusal(f"RN50:{weights}")
-    torch.save({"state_dict": Code(tmp_path / "owned")}, tmp_path / "code.pt")
-    assert "eights" in refusal(f"RN50:{tmp_path}/code.pt") and not (tmp_path / "owned").exists()
+    assert "header" in refusal() or "incomplete" in refusal()
+    weights.unlink()
+    torch.save({"state_dict": Code(tmp_path / "owned")}, folder / "open_clip_pytorch_model.bin")
+    assert "eights" in refusal() and not (tmp_path / "owned").exists()
 
 
 def test_positions_that_open_clip_would_stretch_are_refused(exported, tmp_path, monkeypatch):
@@ -119,9 +117,8 @@ def naive(source, models):
         known, every = np.flatnonzero(seen == 1), np.arange(len(rows))
         held = unseen if len(unseen) else every
         known = known if len(known) else every
-        own, own_known = (
-            torch.tensor([list(some).index(i) if i in some else -1 for i in every]) for some in (held, known)
-        )
+        places = [[list(some).index(i) if i in some else -1 for i in every] for some in (held, known)]
+        own, own_known = map(torch.tensor, places)
         found[name] = scores.align(views[None], text, image[held], text[held], own)
         scale = float(checkpoint.model.logit_scale.exp())
         found[f"loss_{name}"] = scores.pair_loss(image, text, image[held], text[held], own, scale)
@@ -189,9 +186,7 @@ def test_own_columns_and_lists_say_what_was_seen(tmp_path):
     assert np.flatnonzero(listed).tolist() == [0, 7, 29] and np.isnan(unknown).all()
     rows = list(source.read(partial(square, pixels=8), first=10, only={11, 12, 29}))
     assert [row.number for row in rows] == [11, 12, 29] and rows[0].captions == [caption(11)]
-    assert rows[0].image.shape == (3, 8, 8) and isinstance(
-        Image.fromarray(rows[0].image.transpose(1, 2, 0)), Image.Image
-    )
+    assert rows[0].image.shape == (3, 8, 8)
     (tmp_path / "wrong.txt").write_text("0\n30\n")
     for seen, message in {
         "odd": "column 'odd', row 0: expected true, false or nothing, got 3",
@@ -209,12 +204,6 @@ def test_a_broken_row_is_left_out_of_the_table(exported, tmp_path, small_parts):
     with pytest.warns(UserWarning, match="1 of 120 rows cannot be used: row 60"):
         table = embeddings.score(source, [load(f"local-dir:{exported[0]}")], tmp_path / "scores.parquet")
     assert table["pair_id"].tolist() == [i for i in range(120) if i != 60]
-    assert (
-        load_file(embeddings.embed(source, load(f"local-dir:{exported[0]}"))[1] / "vectors.safetensors")["text"].shape[
-            0
-        ]
-        == 49
-    )
 
 
 def test_options_that_cannot_be_meant_are_refused(tmp_path):
