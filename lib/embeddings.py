@@ -176,7 +176,7 @@ def _scored(source: Source, checkpoints: Sequence[Checkpoint], parts: Sequence[P
         if len(table):
             held_own, known_own = (torch.from_numpy(ids.get_indexer(table["pair_id"])) for ids, _, _ in both)
             (_, *held), (ids, *known), image, text = *both, made["image"], made["text"]
-            scale, k = float(checkpoint.model.logit_scale.exp()), min(scores.NEIGHBOURS, len(ids) - 1)
+            scale, k = float(checkpoint.model.logit_scale.detach().exp()), min(scores.NEIGHBOURS, len(ids) - 1)
             forms.append(scores.align(made["views"][None], text, *held, held_own))
             table[f"seen_{name}"] = pd.array([None if x != x else bool(x) for x in seen[table["pair_id"]]], "boolean")
             table[f"similarity_{name}"] = (image * text).sum(dim=1).numpy()
@@ -184,7 +184,7 @@ def _scored(source: Source, checkpoints: Sequence[Checkpoint], parts: Sequence[P
             table[f"augmentation_{name}"] = made["change"].numpy()
             table[f"lemon_{name}"] = scores.lemon(image, text, *known, known_own, k).numpy()
     if len(forms) == 2:
-        turned = np.where(table["seen_g"].fillna(False) & ~table["seen_f"].fillna(True), -1, 1)
+        turned = np.where((table["seen_g"].fillna(False) & ~table["seen_f"].fillna(True)).to_numpy(bool), -1, 1)
         for name, form in FORMS.items():
             table[name] = turned * (getattr(forms[0], form) - getattr(forms[1], form)).numpy()
     return table

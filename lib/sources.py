@@ -138,7 +138,7 @@ def picture_files(parquet: str, image: str = "") -> list[Path]:
         kind = schema.field(name).type
         inside = f"{name}.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else ""
         if inside or pa.types.is_string(kind):
-            cells = pq.read_table(parquet, columns=[inside or name])[name].to_pylist()
+            cells = pq.read_table(parquet, columns=[inside or name]).column(0).to_pylist()
             return [Path(path) for cell in cells if (path := cell["path"] if isinstance(cell, dict) else cell)]
     return []
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,8 @@ def naive(source, models):
     rows, found = None, {}
     for name, checkpoint, seen in zip("fg", models, source.seen, strict=False):
         rows = list(source.read(checkpoint.preprocess))
-        batches = [rows[start : start + 20] for start in range(0, len(rows), 20)]
+        cuts = [0, 20, 40, 50, 70, 90, 100, 120]  # where a part ends, a batch does, too: it draws the crops
+        batches = [rows[start:stop] for start, stop in pairwise(cuts)]
         made = [embeddings.vectors(checkpoint, batch) for batch in batches]
         image, views, text = (torch.cat([one[key] for one in made]) for key in ("image", "views", "text"))
         unseen = np.flatnonzero(np.all([marks == 0 for marks in source.seen], axis=0))
@@ -120,7 +122,7 @@ def naive(source, models):
         places = [[list(some).index(i) if i in some else -1 for i in every] for some in (held, known)]
         own, own_known = map(torch.tensor, places)
         found[name] = scores.align(views[None], text, image[held], text[held], own)
-        scale = float(checkpoint.model.logit_scale.exp())
+        scale = float(checkpoint.model.logit_scale.detach().exp())
         found[f"loss_{name}"] = scores.pair_loss(image, text, image[held], text[held], own, scale)
         found[f"lemon_{name}"] = scores.lemon(image, text, image[known], text[known], own_known, 30)
     found["clipmem"] = found["f"].contrast - found["g"].contrast

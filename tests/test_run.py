@@ -251,6 +251,7 @@ def test_models_of_ones_own_go_to_the_notebook_that_has_them(project, capfd, tmp
     (tmp_path / "b").mkdir()
     words = ["--models", "RN50:a.pt, local-dir:b", "--seen", "mine,a.pt"]
     found = execute.parameters(own, parse(words))
-    assert found["models"] == f"RN50:{tmp_path}/a.pt,local-dir:{tmp_path}/b" and found["seen"] == f"mine,{tmp_path}/a.pt"
+    assert found["models"] == f"RN50:{tmp_path}/a.pt,local-dir:{tmp_path}/b"
+    assert found["seen"] == f"mine,{tmp_path}/a.pt"
     assert execute.parameters(own, parse(["--models", "hf-hub:a/b,RN50:openai"]))["models"] == "hf-hub:a/b,RN50:openai"
     assert run.command(parse(words), "05_own").endswith("--models 'RN50:a.pt, local-dir:b' --seen mine,a.pt")
