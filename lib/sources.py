@@ -138,7 +138,7 @@ def picture_files(parquet: str, image: str = "") -> list[Path]:
         kind = schema.field(name).type
         inside = f"{name}.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else ""
         if inside or pa.types.is_string(kind):
-            cells = pq.read_table(parquet, columns=[inside or name]).column(0).to_pylist()
+            cells = pq.read_table(parquet, columns=[inside or name])[name].to_pylist()
             return [Path(path) for cell in cells if (path := cell["path"] if isinstance(cell, dict) else cell)]
     return []
 
@@ -214,18 +214,18 @@ def read_rows(
     """
     names = dict.fromkeys([columns.image, *columns.captions, *filter(None, [columns.label])])
     rows, start, problems = rows.select_columns(list(names)), first, []
-    with ThreadPoolExecutor() as pool, tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False) as bar:
+    with ThreadPoolExecutor() as pool, tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2) as bar:
         for batch in batches(rows.skip(first) if first else rows, where):
             wanted = {n: row for n, row in enumerate(batch, start) if only is None or n in only}
             found = pool.map(partial(_usable, columns=columns, make=make), wanted.values())
-            for number, one in zip(wanted, found, strict=True):
+            for place, one in zip(wanted, found, strict=True):
                 if isinstance(one, str):
-                    problems.append(f"row {number}: {one}")
+                    problems.append(f"row {place}: {one}")
                 else:
-                    yield Row(number, *one)
+                    yield Row(place, *one)
             start += len(batch)
             bar.update(len(batch))
-    if problems or not (number := start - first):
+    if (number := start - first) == 0 or problems:
         said = f"{where}: {len(problems)} of {number} rows cannot be used: {'; '.join(problems[:5])}"
         if len(problems) > MAX_BROKEN * number or not number:
             raise DataError(f"{said}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
