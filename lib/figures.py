@@ -40,8 +40,7 @@ LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)", "r10
 
 def theme() -> None:
     """Set the look of all figures, readable at a notebook's width and on a slide; let tables show whole sentences."""
-    pd.set_option("display.max_colwidth", None)
-    pd.set_option("display.html.use_mathjax", False)  # a caption with two dollars is no equation
+    pd.set_option("display.max_colwidth", None, "display.html.use_mathjax", False)  # two dollars are no equation
     sns.set_theme(context="notebook", style="whitegrid", palette=[BLUE, RED, GREEN, PINK, SKY, ORANGE])
     plt.rcParams.update({"figure.figsize": (7.5, 4.2), "figure.constrained_layout.use": True})
     plt.rcParams.update({"axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False})

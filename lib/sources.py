@@ -135,10 +135,11 @@ def picture_files(parquet: str, image: str = "") -> list[Path]:
     except (OSError, pa.ArrowException):
         return []  # `open_rows` says what is wrong
     for name in [name for name in (image, *IMAGE_NAMES) if name in schema.names][:1]:
-        kind = schema.field(name).type
-        inside = f"{name}.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else ""
-        if inside or pa.types.is_string(kind):
-            cells = pq.read_table(parquet, columns=[inside or name])[name].to_pylist()
+        kind, column = schema.field(name).type, name
+        if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+            kind, column = kind.field("path").type, f"{name}.path"
+        if pa.types.is_string(kind):
+            cells = pq.ParquetFile(parquet).read(columns=[column])[name].to_pylist()
             return [Path(path) for cell in cells if (path := cell["path"] if isinstance(cell, dict) else cell)]
     return []
 

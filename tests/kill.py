@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
-from conftest import ROOT, copy_project
+from conftest import copy_project
 
 COMMAND = ("smoke", "--only", "02", "--seeds", "3", "--publish")
 KERNEL = "the kernel alone by SIGKILL"
@@ -33,8 +33,10 @@ def copied(folder: Path) -> Path:
     copy_project(folder)
     rules = folder / "lib" / "findings.py"
     text = rules.read_text()
-    assert text.count('if scale == "smoke":') == 1
-    rules.write_text(text.replace('if scale == "smoke":', 'if scale == "no scale":'))
+    for old, new in {'if scale == "smoke":': "if False:", '= "not judged"': '= "inconclusive"'}.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    rules.write_text(text)
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
@@ -71,9 +73,9 @@ def fresh(project: Path) -> None:
 def kill(process: subprocess.Popen[bytes], how: str) -> None:
     """Kill a run, or its kernel, and wait for its end."""
     if how == KERNEL:
-        kernels = [one for one in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in str(one.cmdline())]
-        for one in kernels:
-            one.kill()
+        for one in psutil.Process(process.pid).children(recursive=True):
+            if "ipykernel" in " ".join(one.cmdline()):
+                one.kill()
     elif HOW[how] == signal.SIGKILL:
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "by Ctrl-C":

@@ -79,19 +79,19 @@ def test_a_damaged_checkpoint_starts_anew_with_a_warning(prepared, tmp_path, sto
             assert trained(TINY, prepared, folder) == (whole, [1, 2, 3, 4])
 
 
-@pytest.mark.parametrize("frozen", ["image", "text"])
 @pytest.mark.parametrize("value", [float("nan"), 40.0])
 def test_a_loss_that_diverges_stops_with_its_cause_and_keeps_the_last_good_checkpoint(prepared, stopped, value):
     folder, usual = stopped(TINY, 2), train.step
     good = (folder / "checkpoint").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "step", lambda *given: usual(*given) * 0 + value)
-        with pytest.raises(FloatingPointError, match=r"loss of epoch 3 is (nan|40), .*seed 0, learning rate .* Lower `lr`"):
+        with pytest.raises(FloatingPointError, match=r"epoch 3 is (nan|40), .*seed 0, learning rate .* Lower `lr`"):
             trained(TINY, prepared, folder)
     assert (folder / "checkpoint").read_bytes() == good
     assert trained(TINY, prepared, folder)[1] == [3, 4]
 
 
+@pytest.mark.parametrize("frozen", ["image", "text"])
 def test_a_frozen_tower_is_the_donors_to_the_bit_and_the_other_one_moves(prepared, tmp_path, frozen):
     recipe = replace(TINY, frozen=frozen, epochs=1)
     trained(recipe, prepared, tmp_path)
