@@ -167,9 +167,9 @@ def load(data: Data) -> Pairs:
     (kind, where), count = locate(data.dataset), sum(data.sizes().values())
     if kind == "scenes":
         code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("scenes/*.py")))
-        content: list[Any] = [hashlib.sha256(code).hexdigest(), count, WORLD_SEED]  # the same in every copy
+        source: list[Any] = [hashlib.sha256(code).hexdigest(), count, WORLD_SEED]  # the same in every copy
     else:
-        content = identity(data.dataset, data.image_column)
+        source = identity(data.dataset, data.image_column)
 
     def build(folder: Path) -> None:
         if kind == "scenes":
@@ -182,7 +182,7 @@ def load(data: Data) -> Pairs:
         names = getattr(getattr(label, "feature", label), "names", None) or ()
         return _keep(folder, read_rows(opened, where, columns, partial(square, pixels=data.pixels)), data, names)
 
-    parts = [FORMAT, content, data.pixels, data.context, data.image_column, data.caption_columns]
+    parts = [FORMAT, source, data.pixels, data.context, data.image_column, data.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = store.get_or_build("data", key, build, {"dataset": data.dataset, "pixels": data.pixels})
     table, content = pq.read_table(folder / "table.parquet"), json.loads((folder / "content.json").read_text())

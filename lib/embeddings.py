@@ -143,8 +143,8 @@ def score(source: Source, checkpoints: Sequence[Checkpoint], path: Path) -> pd.D
         banks.append([_gathered(parts, rows, most) for rows, most in ((held, HELD), (known, KNOWN))])
     with store.atomic(path) as temporary:
         writer = None
-        for parts in zip(*folders, strict=True):
-            if len(table := _scored(source, checkpoints, parts, banks)):
+        for same in zip(*folders, strict=True):
+            if len(table := _scored(source, checkpoints, same, banks)):
                 arrow = pa.Table.from_pandas(table, preserve_index=False)
                 writer = writer or pq.ParquetWriter(temporary, arrow.schema)
                 writer.write_table(arrow)
@@ -174,15 +174,17 @@ def _scored(source: Source, checkpoints: Sequence[Checkpoint], parts: Sequence[P
     table = read[0][0]
     for name, checkpoint, seen, (_, made), both in zip("fg", checkpoints, source.seen, read, banks, strict=False):
         if len(table):
-            held_own, known_own = (torch.from_numpy(ids.get_indexer(table["pair_id"])) for ids, _, _ in both)
-            (_, *held), (ids, *known), image, text = *both, made["image"], made["text"]
-            scale, k = float(checkpoint.model.logit_scale.detach().exp()), min(scores.NEIGHBOURS, len(ids) - 1)
-            forms.append(scores.align(made["views"][None], text, *held, held_own))
+            (held_ids, held_image, held_text), (known_ids, known_image, known_text) = both
+            held_own, known_own = (torch.from_numpy(x.get_indexer(table["pair_id"])) for x in (held_ids, known_ids))
+            image, text, scale = made["image"], made["text"], float(checkpoint.model.logit_scale.detach().exp())
+            loss = scores.pair_loss(image, text, held_image, held_text, held_own, scale)
+            k = min(scores.NEIGHBOURS, len(known_ids) - 1)
+            forms.append(scores.align(made["views"][None], text, held_image, held_text, held_own))
             table[f"seen_{name}"] = pd.array([None if x != x else bool(x) for x in seen[table["pair_id"]]], "boolean")
             table[f"similarity_{name}"] = (image * text).sum(dim=1).numpy()
-            table[f"loss_{name}"] = scores.pair_loss(image, text, *held, held_own, scale).numpy()
+            table[f"loss_{name}"] = loss.numpy()
             table[f"augmentation_{name}"] = made["change"].numpy()
-            table[f"lemon_{name}"] = scores.lemon(image, text, *known, known_own, k).numpy()
+            table[f"lemon_{name}"] = scores.lemon(image, text, known_image, known_text, known_own, k).numpy()
     if len(forms) == 2:
         turned = np.where((table["seen_g"].fillna(False) & ~table["seen_f"].fillna(True)).to_numpy(bool), -1, 1)
         for name, form in FORMS.items():
