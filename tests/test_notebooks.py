@@ -103,7 +103,9 @@ def test_smoke_runs_every_notebook_touches_no_reference_and_a_second_call_trains
     assert "165 models, 165 in the store" in again and finished(clone) == trained
 
 
-@pytest.mark.parametrize(("number", "expected"), [("1", "01_which_pairs"), ("mitigation", "04_removal")])
+@pytest.mark.parametrize(
+    ("number", "expected"), [("1", "01_which_pairs"), ("mitigation", "04_removal"), ("5", "05_membership")]
+)
 def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_notebooks(
     clone, tmp_path, number, expected
 ):
