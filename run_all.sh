@@ -8,6 +8,9 @@
 #   --dataset NAME_OR_PATH  scenes (the default), flickr8k, a name on the Hugging Face Hub, a parquet file or a folder
 #   --captions COLUMNS      the columns that hold captions, with commas between them, where they are not found
 #   --image COLUMN          the column that holds the pictures, where it is not found
+#   --models A,B            score pairs by one or two models of your own (--only 05): ARCHITECTURE:FILE_OR_TAG,
+#                           hf-hub:OWNER/NAME or local-dir:FOLDER
+#   --seen X,Y              which pairs each was trained on: a boolean column, or a text file of row numbers
 #   --only 02               run only the notebooks with this number, or with this text in their name
 #   --from 02               run that notebook and those after it
 #   --seeds N               train everything N times instead of five times

@@ -5,7 +5,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lib import store
 from lib.captions import Corruption, DataError, compact, corrupt, encode
 from lib.recipes import CORRUPTED, SUBSETS, Data
 from lib.scenes import make_scenes
-from lib.sources import Row, find_columns, locate, open_rows, picture_files, read_rows
+from lib.sources import Row, find_columns, locate, open_rows, picture_files, read_rows, square
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
@@ -167,12 +167,9 @@ def load(data: Data) -> Pairs:
     (kind, where), count = locate(data.dataset), sum(data.sizes().values())
     if kind == "scenes":
         code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("scenes/*.py")))
-        identity: list[Any] = [hashlib.sha256(code).hexdigest(), count, WORLD_SEED]  # the same in every copy
-    elif kind == "hub":
-        identity = [where, *(file["filename"] for file in open_rows(data.dataset).cache_files)]
+        source: list[Any] = [hashlib.sha256(code).hexdigest(), count, WORLD_SEED]  # the same in every copy
     else:
-        named = [] if kind == "imagefolder" or where.startswith("hf:") else picture_files(where, data.image_column)
-        identity = [where, _state(Path(where).rglob("*") if kind == "imagefolder" else [Path(where), *named])]
+        source = identity(data.dataset, data.image_column)
 
     def build(folder: Path) -> None:
         if kind == "scenes":
@@ -183,9 +180,9 @@ def load(data: Data) -> Pairs:
         columns = find_columns(opened, where, data.image_column, data.caption_columns)
         label = opened.features.get(columns.label)
         names = getattr(getattr(label, "feature", label), "names", None) or ()
-        return _keep(folder, read_rows(opened, where, columns, data.pixels), data, names)
+        return _keep(folder, read_rows(opened, where, columns, partial(square, pixels=data.pixels)), data, names)
 
-    parts = [FORMAT, identity, data.pixels, data.context, data.image_column, data.caption_columns]
+    parts = [FORMAT, source, data.pixels, data.context, data.image_column, data.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = store.get_or_build("data", key, build, {"dataset": data.dataset, "pixels": data.pixels})
     table, content = pq.read_table(folder / "table.parquet"), json.loads((folder / "content.json").read_text())
@@ -198,6 +195,15 @@ def load(data: Data) -> Pairs:
         table=table.select(["pair_id", "vagueness", "rarity"]).to_pandas(),
         fingerprint=content["fingerprint"],
     )
+
+
+def identity(dataset: str, image: str) -> list[Any]:
+    """Return what changes when a data set of files does, or one on the Hub; `image` names its picture column, or ""."""
+    kind, where = locate(dataset)
+    if kind == "hub":
+        return [where, *(file["filename"] for file in open_rows(dataset).cache_files)]
+    named = [] if kind == "imagefolder" or where.startswith("hf:") else picture_files(where, image)
+    return [where, _state(Path(where).rglob("*") if kind == "imagefolder" else [Path(where), *named])]
 
 
 def _state(files: Iterable[Path]) -> list[str]:

@@ -25,6 +25,7 @@ TAIL = 14  # lines of a traceback or a log that are shown: enough for the failin
 PROGRESS = "[....]"  # lines of a notebook's output that begin so are also shown on the terminal
 MEMORY = " Fewer models at once need less memory: --jobs 1."
 REQUIRED = ("scale", "dataset")  # parameters that every notebook has
+OWN = ("models", "seen")  # parameters that few have
 
 
 class NotebookError(Exception):
@@ -36,13 +37,22 @@ def _escaped(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
+def _absolute(entry: str) -> str:
+    """Return an entry of --models or --seen with the path of a file absolute: notebooks run in another folder."""
+    kind, colon, rest = entry.strip().rpartition(":")
+    path = os.path.expanduser(rest)
+    return f"{kind}{colon}{os.path.abspath(path) if rest and kind != 'hf-hub' and os.path.exists(path) else rest}"
+
+
 def parameters(notebook: Path, options: Namespace) -> dict[str, Any]:
     """Return the options that the notebook declares as parameters.
 
     Raises:
         NotebookError: one is missing, seems misspelt, or has another type there. papermill would only warn.
     """
-    values = {name: getattr(options, name) for name in ("scale", "dataset", "captions", "image", "seeds", "force")}
+    names = ("scale", "dataset", "captions", "image", "seeds", "force")
+    values = {name: getattr(options, name) for name in names}
+    values |= {name: ",".join(map(_absolute, getattr(options, name).split(","))) for name in OWN}
     try:
         types = {name: e["inferred_type_name"] for name, e in papermill.inspect_notebook(_escaped(notebook)).items()}
     except (ValueError, KeyError, AttributeError) as error:
@@ -62,8 +72,10 @@ def check(options: Namespace, notebooks: Sequence[Path]) -> None:
     Raises:
         NotebookError, DataError: what was asked for cannot be done.
     """
-    for notebook in notebooks:
-        parameters(notebook, options)
+    declared = [parameters(notebook, options) for notebook in notebooks]
+    for name in [name for name in OWN if getattr(options, name)]:
+        if not any(name in values for values in declared) or options.publish:
+            raise NotebookError(f"--{name}: it is for notebook 05 (--only 05), and its results are not published.")
     if options.publish and (reason := findings.unpublishable(options.scale, options.seeds, set())):
         raise NotebookError(reason)
     try:

@@ -74,7 +74,8 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Return a random resized crop of each image, `[N, 3, H, W]` to the same shape, normalised for the model.
+    """Return a random resized crop of each image, `[N, 3, H, W]` to the same shape, normalised for the model (real
+    numbers are taken to be so already).
 
     The kept area is uniform in [smallest, 1] and the aspect ratio log-uniform as far as the crop fits. Bilinear
     resampling, written as two small matrix products per image: the same on every device.
@@ -84,7 +85,7 @@ def random_crops(images: Tensor, smallest: float, generator: torch.Generator) ->
     ratio = area ** (2 * torch.rand(n, generator=generator) - 1)
     place = torch.rand(2, n, generator=generator)
     height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
-    x = normalise(images)
+    x = normalise(images) if images.dtype == torch.uint8 else images
     down = resampling(height, place[0] * (1 - height), x.shape[2]).to(x.device)
     across = resampling(width, place[1] * (1 - width), x.shape[3]).to(x.device)
     return down[:, None] @ x @ across[:, None].transpose(2, 3)

@@ -20,6 +20,7 @@ from lib import execute, findings, store
 from lib.recipes import PRESETS
 from lib.stats import holm
 
+OWN_MODELS = "05_your_own_models"  # shows models that others have, and is not published
 WIDTH = 15  # characters of an interval bar
 SIGNS = {"reproduced": "●", "contradicted": "○", "inconclusive": "◐", "not testable": "–"}
 HEAD = """# Every claim and its verdict
@@ -122,6 +123,7 @@ def executed_page(executed: Path, commit: str) -> str:
     for cell in book.cells:
         if cell.cell_type == "markdown":
             text = cell.source.replace("](../", "](../../../")
+            text = text.replace(f"]({OWN_MODELS}.ipynb)", f"](../../../notebooks/{OWN_MODELS}.ipynb)")
             cell.source = re.sub(r"\]\((\d\w+)\.ipynb\)", r"](../../scenes-laptop/executed/\1.md)", text)
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
@@ -197,7 +199,7 @@ def publish(dataset: str, scale: str, executed: Sequence[Path]) -> None:
     our own."""
     folder = findings.reference_folder(dataset, scale)
     commit = ", ".join(sorted(set(findings.read_reference(folder)["commit"])))
-    for path in executed if dataset == "scenes" else ():
+    for path in [path for path in executed if dataset == "scenes" and path.stem != OWN_MODELS]:
         store.write_bytes(folder / "executed" / f"{path.stem}.md", executed_page(path, commit).encode())
     for path, text in pages().items():
         store.write_bytes(path, text.encode())

@@ -72,7 +72,7 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
         return result
 
     try:
-        with _progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(side_by_side()) as pool:
+        with progress_bar(what, len(shares)) as bar, ThreadPoolExecutor(side_by_side()) as pool:
             try:
                 futures = [pool.submit(one, recipe) for recipe in recipes]
                 for future in as_completed(futures):  # in this order, the first to fail is met at once
@@ -84,7 +84,7 @@ def run_parallel(what: str, work: Callable[[Recipe, OnProgress], Any], recipes: 
         raise Stopped("Stopped. What is trained stays in the store; run the cell again and it continues.") from None
 
 
-def _progress_bar(what: str, total: float) -> tqdm:
+def progress_bar(what: str, total: float) -> tqdm:
     """Return a bar that rewrites one line or, in the logs of run_all.sh (CLIPMEM_LOGGED), adds one per half minute.
 
     There CLIPMEM_LATER, the estimated seconds of the notebooks that follow, is shown as well.

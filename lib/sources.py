@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     """One usable row."""
 
     number: int
-    image: np.ndarray  # uint8 [3, pixels, pixels]
+    image: Any  # what was made of the picture, such as uint8 [3, pixels, pixels]
     captions: list[str]
     labels: list[Any]  # empty: none known
 
@@ -144,11 +144,9 @@ def picture_files(parquet: str, image: str = "") -> list[Path]:
     return []
 
 
-def decode_image(cell: Any, pixels: int) -> np.ndarray:
-    """Return uint8 `[3, pixels, pixels]` of an image cell ({"bytes", "path"}, bytes or a path). Raise as Pillow does.
-
-    The shorter side is resized to `pixels` (bicubic, antialiased), the centre kept; what is transparent becomes white.
-    """
+def decode_image(cell: Any) -> Image.Image:
+    """Return the picture of an image cell ({"bytes", "path"}, bytes or a path), in RGB and at its own size; what is
+    transparent becomes white. Raise as Pillow does."""
     content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
     if not content or (isinstance(content, str) and not os.path.isfile(content)):  # a pipe would never end
         raise ValueError("there is no image")
@@ -161,16 +159,21 @@ def decode_image(cell: Any, pixels: int) -> np.ndarray:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        square = ImageOps.fit(image.convert("RGB"), (pixels, pixels), method=Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        return image.convert("RGB")
+
+
+def square(image: Image.Image, pixels: int) -> np.ndarray:
+    """Return uint8 `[3, pixels, pixels]`: the shorter side resized (bicubic, antialiased), and the centre kept."""
+    fitted = ImageOps.fit(image, (pixels, pixels), method=Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
 def _listed(cells: Iterable[Any]) -> list[Any]:
     return [one for cell in cells for one in (cell if isinstance(cell, list) else [cell])]
 
 
-def _usable(row: dict[str, Any], columns: Columns, pixels: int) -> tuple[np.ndarray, list[str], list[Any]] | str:
-    """Return the picture, the captions and the labels of a row, or what is wrong with it."""
+def _usable(row: dict[str, Any], columns: Columns, make: Callable) -> tuple[Any, list[str], list[Any]] | str:
+    """Return what `make` makes of the picture, the captions and the labels of a row, or what is wrong with it."""
     texts = [text.strip() for text in _listed(row[name] for name in columns.captions) if isinstance(text, str)]
     texts = [text for text in texts if any(one.isprintable() and one != " " for one in text)]  # what shows
     if columns.captions and not texts:
@@ -178,14 +181,14 @@ def _usable(row: dict[str, Any], columns: Columns, pixels: int) -> tuple[np.ndar
     labels = _listed([row[columns.label]]) if columns.label else []
     cell = row[columns.image]
     try:
-        return decode_image(cell, pixels), texts, [one for one in labels if one == one and one not in (None, "")]
+        return make(decode_image(cell)), texts, [one for one in labels if one == one and one not in (None, "")]
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return f"{path or 'its picture'} cannot be read ({type(error).__name__}: {error})"
 
 
-def _batches(rows: Any, where: str) -> Iterator[list[dict[str, Any]]]:
-    """Yield all rows in lists. Raise DataError where reading breaks off."""
+def batches(rows: Any, where: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield all rows in lists, undecoded. Raise DataError where reading breaks off."""
     done = 0
     try:
         for batch in rows.iter(batch_size=BATCH):
@@ -196,24 +199,34 @@ def _batches(rows: Any, where: str) -> Iterator[list[dict[str, Any]]]:
         raise DataError(f"{said}. It is damaged or empty: copy it again.") from error
 
 
-def read_rows(rows: Any, where: str, columns: Columns, pixels: int) -> Iterator[Row]:
-    """Yield every usable row, decoded on all cores.
+def read_rows(
+    rows: Any,
+    where: str,
+    columns: Columns,
+    make: Callable[[Image.Image], Any],
+    first: int = 0,
+    only: Collection[int] | None = None,
+) -> Iterator[Row]:
+    """Yield every usable row, or those from number `first` on, or `only` some numbers; decoded on all cores, where
+    `make` turns each picture into what is kept.
 
     Others are counted and skipped, up to MAX_BROKEN of all; a warning names the first ones. Raise DataError where there
     are more, or no row is left, or reading breaks off.
     """
     names = dict.fromkeys([columns.image, *columns.captions, *filter(None, [columns.label])])
-    number, problems = 0, []
-    with ThreadPoolExecutor() as pool, tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False) as bar:
-        for batch in _batches(rows.select_columns(list(names)), where):
-            for found in pool.map(partial(_usable, columns=columns, pixels=pixels), batch):
-                if isinstance(found, str):
-                    problems.append(f"row {number}: {found}")
+    rows, start, problems = rows.select_columns(list(names)), first, []
+    with ThreadPoolExecutor() as pool, tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2) as bar:
+        for batch in batches(rows.skip(first) if first else rows, where):
+            wanted = {n: row for n, row in enumerate(batch, start) if only is None or n in only}
+            found = pool.map(partial(_usable, columns=columns, make=make), wanted.values())
+            for place, one in zip(wanted, found, strict=True):
+                if isinstance(one, str):
+                    problems.append(f"row {place}: {one}")
                 else:
-                    yield Row(number, *found)
-                number += 1
+                    yield Row(place, *one)
+            start += len(batch)
             bar.update(len(batch))
-    if problems or not number:
+    if (number := start - first) == 0 or problems:
         said = f"{where}: {len(problems)} of {number} rows cannot be used: {'; '.join(problems[:5])}"
         if len(problems) > MAX_BROKEN * number or not number:
             raise DataError(f"{said}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
@@ -228,7 +241,7 @@ def check(dataset: str, image: str = "", captions: Sequence[str] = ()) -> str:
     rows, (_, where) = open_rows(dataset), locate(dataset)
     columns = find_columns(rows, where, image, captions)
     texts: set[str] = set()
-    for row in read_rows(rows.take(FIRST_ROWS), where, columns, 8):
+    for row in read_rows(rows.take(FIRST_ROWS), where, columns, partial(square, pixels=8)):
         texts.add(" ".join(row.captions))
         if len(texts) > 2:
             return f"{where}: pictures in '{columns.image}', captions in {', '.join(columns.captions)}"

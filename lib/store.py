@@ -112,7 +112,7 @@ def read_checkpoint(path: Path, name: str) -> dict[str, Tensor] | None:
 
 
 def rebuild(before: float) -> None:
-    """Treat runs and scores made before this time (seconds since 1970) as absent; 0 treats none so."""
+    """Treat runs, scores and embeddings made before this time (seconds since 1970) as absent; 0 treats none so."""
     global _rebuild_before
     _rebuild_before = before
 
@@ -145,7 +145,7 @@ def finished(kind: str, key: str) -> bool:
 
 def _current(file: Path) -> bool:
     """Return whether a file of an entry is there, and not from before the time since which all is wanted anew."""
-    anew = file.parent.parent.name in ("run", "score")
+    anew = file.parent.parent.name in ("run", "score", "embedding")
     return file.is_file() and not (anew and file.stat().st_mtime < _rebuild_before)
 
 

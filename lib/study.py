@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -33,24 +33,17 @@ VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-lear
 OVERHEAD, START = 1.4, 20.0
 
 
-@dataclass(frozen=True)
-class Study:
-    """The experiment of one notebook. `base` is f with seed 0, `prepared` its data, `conditions` what is compared
-    (name -> f with seed 0; some have other data), `models` every model that is needed."""
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """What a notebook leaves behind: its figures and its results."""
 
     notebook: str
     dataset: str
     scale: str
-    seeds: tuple[int, ...]
-    base: Recipe
-    prepared: Prepared
-    augmentations: int
-    conditions: dict[str, Recipe]
-    models: tuple[Recipe, ...]
     about: dict[str, Any]  # what stands behind its figures
     saved: list[str] = field(default_factory=list)  # names of the figures among its results
 
-    def keep(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
+    def keep(self, figure: Figure, name: str, table: pd.DataFrame, captions: Collection[str] = ()) -> None:
         """Show a figure, and save it as `NN_name` with its table among the results of this run, `runs/results/`.
 
         A figure that shows images or captions of a data set other than scenes stays out of the results, which may be
@@ -62,8 +55,7 @@ class Study:
         if self.scale == "smoke":
             figures.watermark(figure)
         folder = findings.results_folder(self.dataset, self.scale)
-        texts = {text for own in self.prepared.captions for text in own}
-        if self.dataset != "scenes" and figures.shows_data(figure, table, texts):
+        if self.dataset != "scenes" and figures.shows_data(figure, table, captions):
             folder = store.root() / "private" / folder.name
         elif name not in self.saved:
             self.saved.append(name)
@@ -80,6 +72,23 @@ class Study:
         return rows.sort_index().round(4)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Study(Book):
+    """The experiment of one notebook. `base` is f with seed 0, `prepared` its data, `conditions` what is compared
+    (name -> f with seed 0; some have other data), `models` every model that is needed."""
+
+    seeds: tuple[int, ...]
+    base: Recipe
+    prepared: Prepared
+    augmentations: int
+    conditions: dict[str, Recipe]
+    models: tuple[Recipe, ...]
+
+    def keep(self, figure: Figure, name: str, table: pd.DataFrame, captions: Collection[str] = ()) -> None:
+        """Do as `Book.keep` with the captions of this data set."""
+        super().keep(figure, name, table, captions or {text for own in self.prepared.captions for text in own})
+
+
 def begin(
     notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", image: str = "", force: bool = False
 ) -> Study:
@@ -94,7 +103,7 @@ def begin(
         raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds!r}")
     if type(force) is not bool:
         raise ValueError(f"force: expected True or False, got {force!r}")
-    _refuse_unknown_parameters()
+    refuse_unknown_parameters(begin)
     figures.theme()
     prepare.cache_clear()  # so that a file that was changed since is read again
     store.rebuild(float(os.environ.get("CLIPMEM_BEGUN", time.time())) if force else 0)
@@ -110,7 +119,7 @@ def begin(
         augmentations=SCALES[scale].augmentations,
         conditions=conditions,
         models=tuple(needed),
-        about=_provenance(notebook, scale, prepared, needed, seeds),
+        about=provenance(notebook, scale, dataset, prepared.fingerprint, map(runs.run_key, needed), seeds),
     )
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
@@ -126,9 +135,10 @@ def begin(
     return study
 
 
-def _refuse_unknown_parameters() -> None:
-    """Raise ValueError for a parameter that `papermill -p` sets and no notebook has. papermill would only warn."""
-    known = inspect.signature(begin).parameters
+def refuse_unknown_parameters(start: Callable) -> None:
+    """Raise ValueError for a parameter that `papermill -p` sets and `start`, with which a notebook begins, does not
+    have. papermill would only warn."""
+    known = inspect.signature(start).parameters
     for cell in getattr(get_ipython(), "user_ns", {}).get("In", []):
         names = re.findall(r"^(\w+) =", cell, re.MULTILINE) if cell.startswith("# Parameters\n") else []
         for name in [name for name in names if name not in known]:
@@ -152,16 +162,18 @@ def plan(notebook: str, scale: str, dataset: str, captions: str, image: str) -> 
     return prepared, {name: replace(one, data=prepare(one.data).data) for name, one in possible.items()}
 
 
-def _provenance(notebook: str, scale: str, prepared: Prepared, needed: Sequence[Recipe], seeds: int) -> dict[str, Any]:
-    """Return what stands behind a figure: its notebook, data, models, commit, device and library versions."""
+def provenance(
+    notebook: str, scale: str, dataset: str, fingerprint: str, keys: Iterable[str], seeds: int
+) -> dict[str, Any]:
+    """Return what stands behind a figure: its notebook, data, models (their keys), commit, device and versions."""
     return {
         "notebook": notebook,
-        "dataset": slug(prepared.data.dataset),
-        "name": published_name(prepared.data.dataset),
-        "data": prepared.fingerprint,
+        "dataset": slug(dataset),
+        "name": published_name(dataset),
+        "data": fingerprint,
         "scale": scale,
         "seeds": seeds,
-        "runs": hashlib.sha256(" ".join(sorted(map(runs.run_key, needed))).encode()).hexdigest()[:16],
+        "runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16],
         "commit": commit(),
         "claims_commit": _git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/claims.json") or "unknown",
         "device": models.device().type,

@@ -23,7 +23,7 @@ from torch import Tensor
 from lib import store
 from lib.captions import DataError, encode
 from lib.model import embed_images, embed_texts
-from lib.sources import Columns, locate, open_rows, read_rows
+from lib.sources import Columns, locate, open_rows, read_rows, square
 
 if TYPE_CHECKING:
     from lib.data import Prepared
@@ -99,13 +99,13 @@ def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
     opened = open_rows(source)
     columns, label = Columns("img" if "img" in opened.features else "image", [], "label"), opened.features.get("label")
     usable = columns.image in opened.features and "int" in str(getattr(label, "dtype", ""))
-    rows = [row for row in read_rows(opened, source, columns, pixels) if row.labels] if usable else []
-    if not rows:
+    found = read_rows(opened, source, columns, lambda image: square(image, pixels)) if usable else ()
+    if not (rows := [row for row in found if row.labels]):
         raise DataError(f"{source}: expected columns 'image' and 'label' (an integer), found {[*opened.features]}.")
     places = np.linspace(0, len(rows) - 1, min(LIMITS[part] or len(rows), len(rows))).round().astype(int)
     images, classes = zip(*((rows[place].image, rows[place].labels[0]) for place in places), strict=True)
-    found = {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes, np.int64)}
-    return found | {"class_names": np.array(getattr(label, "names", None) or (), str)}
+    arrays = {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes, np.int64)}
+    return arrays | {"class_names": np.array(getattr(label, "names", None) or (), str)}
 
 
 def ranks(image: Tensor, text: Tensor) -> Tensor:

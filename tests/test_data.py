@@ -19,7 +19,7 @@ from PIL import Image
 from lib.captions import DataError, encode
 from lib.data import load, prepare
 from lib.recipes import Data
-from lib.sources import check, decode_image
+from lib.sources import check, decode_image, square
 
 SIZES = {"shared": 20, "pool": 120, "external": 30, "test": 20, "probe": 10}
 TWO = [["a cat", "one cat"]] * 3
@@ -60,14 +60,14 @@ def test_unusual_columns_are_refused_by_name_and_taken_when_named(tmp_path):
             check(path, *named)
     pairs = small(path, image_column="photo", caption_columns=("sentences", "label"))
     assert pairs.captions == [TWO[0] * 2] * 3 and pairs.classes == [[]] * 3  # a column of captions is no label
-    assert np.array_equal(pairs.images[1], decode_image(picture(1), 8))
+    assert np.array_equal(pairs.images[1], square(decode_image(picture(1)), 8))
 
 
 def test_a_mask_is_not_taken_for_the_image(tmp_path):
     path, masks = str(tmp_path / "set.parquet"), {"mask": columns(6)["image"][3:]}
     rows = datasets.Dataset.from_dict(masks | columns(3, caption=[*"abc"])).cast_column("mask", datasets.Image())
     rows.cast_column("image", datasets.Image()).to_parquet(path)
-    assert np.array_equal(small(path).images[0], decode_image(picture(0), 8))
+    assert np.array_equal(small(path).images[0], square(decode_image(picture(0)), 8))
     rows.cast_column("image", datasets.Image()).rename_column("image", "photo").to_parquet(path)
     with pytest.raises(DataError, match="no image column"):  # one of the two, who knows
         check(path)
@@ -160,9 +160,9 @@ def test_pictures_that_a_parquet_file_names_are_read_again_when_they_change(tmp_
     cells = [str(file) if as_text else {"bytes": None, "path": str(file)} for file in files]
     path = write_parquet(tmp_path / "set.parquet", {"image": cells, "caption": [*"abcd"]})
     first = small(path)
-    assert np.array_equal(first.images[1], decode_image(picture(1), 8))
+    assert np.array_equal(first.images[1], square(decode_image(picture(1)), 8))
     files[1].write_bytes(picture(9))
-    assert np.array_equal(small(path).images[1], decode_image(picture(9), 8))
+    assert np.array_equal(small(path).images[1], square(decode_image(picture(9)), 8))
 
 
 @pytest.mark.parametrize("name", ["set[1]", "star*", "what?", "my photos ü", "{a}"])
@@ -185,7 +185,7 @@ def test_paths_are_read_as_they_are_written(tmp_path, name):
 def test_exotic_images_keep_their_brightness(tmp_path):
     def saved(image, form, **how):
         image.save(file := io.BytesIO(), form, **how)
-        return decode_image({"bytes": file.getvalue(), "path": None}, 8)
+        return square(decode_image({"bytes": file.getvalue(), "path": None}), 8)
 
     ramp = np.linspace(0, 1, 64).reshape(8, 8)
     for kind, top in DEEP:
@@ -201,7 +201,7 @@ def test_exotic_images_keep_their_brightness(tmp_path):
     assert saved(red, "GIF", save_all=True, append_images=[blue])[:, 0, 0].tolist() == [255, 0, 0]  # animated
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match="no image"):
-        decode_image(str(tmp_path / "pipe.png"), 8)
+        decode_image(str(tmp_path / "pipe.png"))
 
 
 def test_too_few_rows_and_captions_that_are_alike_are_refused(tmp_path):

@@ -236,3 +236,22 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
+
+
+def test_models_of_ones_own_go_to_the_notebook_that_has_them(project, capfd, tmp_path, monkeypatch):
+    write(project, "02_good")
+    declared = PARAMETERS + '\nmodels: str = ""  # checkpoints\nseen: str = ""  # members'
+    own = write(project, "05_own", parameters=declared)
+    assert run.main(["smoke", "--only", "02", "--models", "RN50:openai"], project) == 2
+    assert "--models: it is for notebook 05" in capfd.readouterr().err
+    assert run.main(["laptop", "--only", "05", "--seen", "mine", "--publish"], project) == 2
+    assert "--seen: it is for notebook 05 (--only 05), and its results are not published" in capfd.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pt").touch()
+    (tmp_path / "b").mkdir()
+    words = ["--models", "RN50:a.pt, local-dir:b", "--seen", "mine,a.pt"]
+    found = execute.parameters(own, parse(words))
+    assert found["models"] == f"RN50:{tmp_path}/a.pt,local-dir:{tmp_path}/b"
+    assert found["seen"] == f"mine,{tmp_path}/a.pt"
+    assert execute.parameters(own, parse(["--models", "hf-hub:a/b,RN50:openai"]))["models"] == "hf-hub:a/b,RN50:openai"
+    assert run.command(parse(words), "05_own").endswith("--models 'RN50:a.pt, local-dir:b' --seen mine,a.pt")
