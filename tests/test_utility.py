@@ -181,7 +181,8 @@ def test_labelled_sets_beside_the_data_are_known_by_their_content(tmp_path, monk
     first, other = labelled_sets(photos, 8)
     assert [first.name, other.name] == ["imagenette", "cifar10"] and first.class_names == ("cat", "dog")
     assert first.train_images.shape == (6, 3, 8, 8) and other.test_classes.tolist() == [0, 1] * 3
-    assert np.array_equal(first.test_images[3], square(decode_image(picture(3)), 8)) and first.fingerprint == other.fingerprint
+    assert np.array_equal(first.test_images[3], square(decode_image(picture(3)), 8))
+    assert first.fingerprint == other.fingerprint
     write_labelled(tmp_path, "imagenette", 6, first=1)  # other pictures, as many
     again, same = labelled_sets(photos, 8)
     assert not np.array_equal(again.test_images, first.test_images) and again.fingerprint != first.fingerprint
