@@ -78,7 +78,7 @@ def begin(
 
 
 def _seconds(source: Source, checkpoint: Checkpoint) -> float:
-    """Return about how many seconds a pair takes, from a few that are timed."""
+    """Return the seconds that one pair takes, measured on the first STEP pairs."""
     start = time.monotonic()
     batch = list(islice(source.read(checkpoint.preprocess), STEP))
     vectors(checkpoint, batch)
