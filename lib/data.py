@@ -66,7 +66,7 @@ class Prepared:
         return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)  # notebook 06 compares as many
 def prepare(data: Data) -> Prepared:
     """Load, split, corrupt and tokenize; the last few data sets stay in memory.
 

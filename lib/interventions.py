@@ -1,14 +1,17 @@
-"""Notebooks 03 and 04: which encoder memorizes, and what mitigations do to memorization and to utility."""
+"""Notebooks 03, 04 and 06: which encoder memorizes; what mitigations, other losses and other sizes do to memorization
+and to utility."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from open_clip.model import CLIP
+from scipy.optimize import curve_fit
 from threadpoolctl import threadpool_limits
 
 from lib import encoders, objectives, runs, stats, tables, train, utility
@@ -118,12 +121,12 @@ def gap(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimat
 # --- notebook 04 ---
 
 
-def utilities(study: Study, labelled: list[Labelled]) -> pd.DataFrame:
-    """Return the utility of every f, on every test item: condition, seed, pair_id (the item's number), and the columns
-    of `utility.utilities`."""
+def utilities(study: Study, labelled: list[Labelled], conditions: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the utility of every f, of all or some conditions, on every test item: condition, seed, pair_id (the
+    item's number), and the columns of `utility.utilities`."""
     name = "-".join(["utility", *(f"{one.name}.{one.fingerprint[:8]}" for one in labelled)])
     with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
-        found = measured(study, name, lambda f, r: utility.utilities(f, prepare(r.data), labelled), roles="f")
+        found = measured(study, name, lambda f, r: utility.utilities(f, prepare(r.data), labelled), conditions, "f")
     return found.drop(columns="role").rename(columns={"item": "pair_id"})
 
 
@@ -146,25 +149,34 @@ def summary(pairs: pd.DataFrame, useful: pd.DataFrame, measure: str) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def early_stopping(study: Study) -> pd.DataFrame:
-    """Return mean CLIPMem of the pool and retrieval of f along the training with one caption: seed, epoch, clipmem,
-    bits. Retrieval is among the test pairs of an evaluation, which are the first gallery of `utility.utilities`."""
-    along = tables.pool(tables.during_training(study)).groupby(["seed", "epoch"], as_index=False)["clipmem"].mean()
-    bits = collected(study, runs.history, [next(iter(study.conditions))], roles="f")[["seed", "epoch", "bits"]].dropna()
+def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
+    """Return mean CLIPMem of the pool and retrieval of f along a training: seed, epoch, clipmem, bits, and floor, the
+    standard deviation of f - g over external pairs. Retrieval is among the test pairs of an evaluation, which are the
+    first gallery of `utility.utilities`."""
+    found = tables.during_training(study, condition).groupby(["subset", "seed", "epoch"])["clipmem"]
+    along = pd.DataFrame({"clipmem": found.mean()["pool"], "floor": found.std()["external"]}).reset_index()
+    bits = collected(study, runs.history, [condition], roles="f")[["seed", "epoch", "bits"]].dropna()
     return along.merge(bits, on=["seed", "epoch"])
 
 
-def against_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:
+def over_early_stopping(
+    study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str, plain: str = "CLIP"
+) -> np.ndarray:
     """Return the bits of retrieval of a condition minus those of plain training, stopped where it has memorized as
-    much: by seed, on the first gallery."""
-    curves, gains = early_stopping(study), []
+    much: one value per seed, on the first gallery."""
+    gains = []
     start = {"clipmem": 0.0, "bits": tables.CHANCE_BITS}  # before training: nothing memorized, a random order
-    for seed, curve in curves.groupby("seed"):
+    for seed, curve in early_stopping(study, plain).groupby("seed"):
         curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")
         here = tables.pool(pairs[(pairs["condition"] == name) & (pairs["seed"] == seed)])["clipmem"].mean()
         first = useful[(useful["condition"] == name) & (useful["seed"] == seed) & (useful["pair_id"] < GALLERY)]
         gains.append(first["bits"].mean() - np.interp(here, curve["clipmem"], curve["bits"]))
-    return stats.over_seeds(gains, GALLERY)
+    return np.array(gains)
+
+
+def against_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:
+    """Return the mean of `over_early_stopping` over the seeds."""
+    return stats.over_seeds(over_early_stopping(study, pairs, useful, name), GALLERY)
 
 
 def range_effect(pairs: pd.DataFrame, names: Sequence[str]) -> stats.Estimate:
@@ -182,7 +194,38 @@ def removed(study: Study) -> pd.DataFrame:
     rows = []
     for name, base in study.conditions.items():
         for seed in study.seeds if base.remove else ():
-            out = runs.left_out(f_and_g(base, seed)[0])
+            out = runs.suspicious(f_and_g(base, seed)[0])
             corruption = prepare(base.data).table.loc[out, "corruption"]
             rows.append((name, seed, float((corruption == "swapped").mean())))
     return pd.DataFrame(rows, columns=["condition", "seed", "wrong"])
+
+
+# --- notebook 06 ---
+
+
+def by_size(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return mean CLIPMem of the pool for every number of training pairs and epochs: condition, seed, pairs, epochs,
+    clipmem. Those are the conditions that differ from the first one in size or time alone."""
+    base, rows = study.conditions["CLIP"], []
+    means = tables.pool(pairs).groupby(["condition", "seed"])["clipmem"].mean()
+    for name, one in study.conditions.items():
+        usual = replace(one, data=replace(one.data, shared=base.data.shared), evaluations=base.evaluations)
+        if replace(usual, epochs=base.epochs) == base:
+            trained = one.data.shared + one.data.pool // 2
+            rows += [(name, seed, trained, one.epochs, means[name, seed]) for seed in study.seeds]
+    return pd.DataFrame(rows, columns=["condition", "seed", "pairs", "epochs", "clipmem"])
+
+
+def power_law(sizes: pd.DataFrame) -> pd.DataFrame:
+    """Return the least-squares fit of clipmem = scale * epochs ** a * (pairs / middle) ** b to a table of `by_size`,
+    for each seed: seed, scale, a, b, middle (the median number of pairs)."""
+    rows, middle = [], sizes["pairs"].median()
+
+    def law(x: np.ndarray, scale: float, a: float, b: float) -> np.ndarray:
+        return scale * x[0] ** a * (x[1] / middle) ** b
+
+    for seed, one in sizes.groupby("seed"):
+        known = one[["epochs", "pairs"]].to_numpy(float).T
+        fit, _ = curve_fit(law, known, one["clipmem"], p0=(0.02, 1.0, -1.0), maxfev=10_000)
+        rows.append((seed, *fit, middle))
+    return pd.DataFrame(rows, columns=["seed", "scale", "a", "b", "middle"])

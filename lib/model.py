@@ -6,6 +6,7 @@ open_clip's. Augmentations are drawn per image, not per batch, and on the CPU, s
 every device.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from threading import Lock
@@ -22,6 +23,7 @@ torch.set_num_threads(1)  # of a model, which then has the same bits on any numb
 GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
 # Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
 BLOCK = 500
+SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 _building = Lock()  # the initial weights come from torch's global generator, which threads share
 Change = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised for the model
 
@@ -46,18 +48,27 @@ def precision() -> str:
     return asked or ("bf16" if kind == "cuda" or multiplies else "fp32")
 
 
-def build(config: dict[str, Any], pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0) -> CLIP:
+def build(
+    config: dict[str, Any],
+    pixels: int,
+    vocabulary: int,
+    context: int,
+    seed: int,
+    classes: int = 0,
+    sigmoid: bool = False,
+) -> CLIP:
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
 
     The sizes of `config` (from `recipes.model_config`) are replaced by `pixels`, the side of the square images,
     `vocabulary`, the number of compact token ids, and `context`, the longest caption in tokens. More than 0 `classes`
-    add `model.classes`, a table `[classes, D]` for images that are trained to agree with a label.
+    add `model.classes`, a table `[classes, D]` for images that are trained to agree with a label. `sigmoid` adds
+    `logit_bias`, and starts from SigLIP's temperature and bias (arXiv 2303.15343, section 3.2).
     """
     vision = CLIPVisionCfg(**config["vision_cfg"] | {"image_size": pixels})
     text = CLIPTextCfg(**config["text_cfg"] | {"vocab_size": vocabulary, "context_length": context})
     with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(config["embed_dim"], vision, text, output_dict=True)
+        model = CLIP(config["embed_dim"], vision, text, output_dict=True, **(SIGLIP if sigmoid else {}))
         if classes:
             model.classes = torch.nn.Parameter(torch.randn(classes, config["embed_dim"]))
     return model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIP
 from torch import Tensor
 
@@ -26,6 +26,7 @@ class Resident:
     rows: Tensor  # [P], where the pairs lie in `images`
     tokens: Tensor  # [P, C, L]
     targets: Tensor  # [P, K], the share of each class in a pair's label
+    regrouped: Tensor | None = None  # [P] bool, the pairs that fill batches of their own
 
 
 def batch(pairs: Resident, places: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,8 @@ def drop_words(tokens: Tensor, share: float, generator: torch.Generator) -> Tens
 def loss(
     model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return the loss of one batch: symmetric contrastive for captions and views, cross-entropy over class labels.
+    """Return the loss of one batch: symmetric contrastive for captions and views, cross-entropy over class labels, and
+    for `sigmoid` SigLIP's, a yes or no for every image and caption of the batch (arXiv 2303.15343).
 
     `generator` draws the noise of a recipe that has some.
     """
@@ -87,8 +89,10 @@ def loss(
     scale = model.logit_scale.exp()
     if recipe.objective == "label":
         return F.cross_entropy(scale * image @ F.normalize(model.classes, dim=-1).T, partners)
-    tower = "text" if recipe.objective == "caption" else "image"
-    return ClipLoss()(image, _embedding(model, tower, partners, recipe, generator), scale)
+    partner = _embedding(model, "text" if recipe.reads_captions else "image", partners, recipe, generator)
+    if recipe.objective == "sigmoid":
+        return SigLipLoss()(image, partner, scale, model.logit_bias)
+    return ClipLoss()(image, partner, scale)
 
 
 def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:

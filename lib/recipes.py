@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0}  # fields of Recipe that came after VERSION, unused
 VERSION = 6  # raise it when a change of code changes numbers: every older run is then trained again
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
@@ -60,7 +61,8 @@ class Recipe:
     crop: float = 0.9  # smallest share of the area that a random crop keeps
     evaluations: int = 6  # number of evaluations during training; if more than one, each records utility and UnitMem
     seed: int = 0  # of the halves of the pool, the initial weights, the batch order and the augmentation
-    objective: str = "caption"  # what an image is trained to agree with: "caption" (CLIP), class "label", other "view"
+    objective: str = "caption"  # what an image is trained to agree with: "caption" (CLIP), class "label", other "view";
+    # "sigmoid": its caption, too, by SigLIP's loss
     # mitigations and interventions
     n_captions: int = 1  # the first captions of each picture, of which one is drawn at every step
     word_dropout: float = 0.0  # share of a caption's tokens left out at each step
@@ -70,6 +72,16 @@ class Recipe:
     frozen: str = ""  # "image" or "text": this tower is taken from a model trained on the shared pairs, and not trained
     remove: float = 0.0  # this share of the training pairs is left out,
     remove_by: str = ""  # ranked by one of REMOVAL_RULES
+    finetuned: int = 0  # starts from the same recipe without removal, and takes so many epochs more, without the pairs
+    regrouped: float = (
+        0.0  # this share, ranked by remove_by, fills batches of its own, which alone have the mitigations
+    )
+    width: float = 1.0  # of both towers, as a multiple of the model's
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether the image's partner is a caption, and so there is a text tower to score."""
+        return self.objective in ("caption", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -129,22 +141,27 @@ def slug(dataset: str) -> str:
     return f"{published_name(dataset)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
-def model_config(name: str) -> dict[str, Any]:
-    """Return the open_clip config `lib/models/<name>.json`. Raise ValueError, with the names there are, without one."""
+def model_config(name: str, width: float = 1.0) -> dict[str, Any]:
+    """Return the open_clip config `lib/models/<name>.json`, its towers `width` times as wide, with as many heads. Raise
+    ValueError, with the names there are, without one."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     if name not in names:
         hint = did_you_mean(name, names)
         raise ValueError(f"model: expected one of {', '.join(names)} (files of {MODELS}), got {name!r}.{hint}")
-    return json.loads((MODELS / f"{name}.json").read_text())
+    config = json.loads((MODELS / f"{name}.json").read_text())
+    for tower, size in (("vision_cfg", "width"), ("vision_cfg", "head_width"), ("text_cfg", "width")):
+        config[tower][size] = round(config[tower][size] * width)
+    return config
 
 
 def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
     """Return the name of a run in the store: 16 hex digits of everything that changes its numbers.
 
     That is the recipe, the content of its model's JSON, the data's fingerprint, VERSION, and the precision of the
-    products ("fp32" or "bf16"). Where the data lie is left out: the fingerprint says what they hold.
+    products ("fp32" or "bf16"). Where the data lie is left out: the fingerprint says what they hold. So is what came
+    later to the recipe and is not used: the keys of older runs stay.
     """
-    content = asdict(recipe)
+    content = {name: value for name, value in asdict(recipe).items() if LATER.get(name) != value}
     for where in ("dataset", "image_column", "caption_columns"):
         del content["data"][where]
     text = json.dumps([VERSION, fingerprint, precision, model_config(recipe.model), content], sort_keys=True)
@@ -161,15 +178,22 @@ def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
 def needed_before(recipe: Recipe) -> list[Recipe]:
     """Return the runs that a recipe starts from.
 
-    For a frozen tower its donor, which saw neither half of the pool. For a removal by scores, f and g of another seed,
-    which say what to remove: so each pair is ranked by models whose halves do not depend on who is trained afterwards.
+    For a frozen tower its donor, which saw neither half of the pool. For a fine-tuning the model that it starts from.
+    For a ranking by scores, f and g of another seed: so each pair is ranked by models whose halves do not depend on who
+    is trained afterwards.
     """
     if recipe.frozen:
         return [replace(recipe, frozen="", trained_on=("shared",), evaluations=1)]
-    if recipe.remove and recipe.remove_by not in ("random", "oracle"):
-        whole = replace(recipe, remove=0.0, remove_by="", epochs=round(recipe.epochs * (1 - recipe.remove)))
-        return list(f_and_g(whole, recipe.seed - 1 if recipe.seed else 1))
-    return []
+    whole, before = replace(recipe, remove=0.0, remove_by="", finetuned=0, regrouped=0.0), list[Recipe]()
+    if recipe.finetuned:
+        before.append(whole)
+    elif recipe.remove:
+        whole = replace(whole, epochs=round(recipe.epochs * (1 - recipe.remove)))
+    elif recipe.regrouped:
+        whole = replace(whole, n_captions=1, text_noise=0.0)
+    if recipe.remove_by not in ("", "random", "oracle"):
+        before += f_and_g(whole, recipe.seed - 1 if recipe.seed else 1)
+    return before
 
 
 def _with_removal(base: Recipe, share: float, rule: str) -> Recipe:
@@ -178,11 +202,12 @@ def _with_removal(base: Recipe, share: float, rule: str) -> Recipe:
 
 
 def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[Recipe]:
-    """Return f and g of every condition and seed, of a removal f alone, and what these start from; each model once."""
+    """Return f and g of every condition and seed, f alone where a model is trained without the removed pairs, and what
+    these start from; each model once."""
     found: list[Recipe] = []
     for base in conditions.values():
         for seed in seeds:
-            wanted = f_and_g(base, seed)[: 1 if base.remove else 2]
+            wanted = f_and_g(base, seed)[: 1 if base.remove and not base.finetuned else 2]
             found += [before for recipe in wanted for before in needed_before(recipe)] + list(wanted)
     return list(dict.fromkeys(found))
 
@@ -191,7 +216,15 @@ def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[R
 
 REMOVAL_RULES: tuple[str, ...] = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
 WRONG = 0.4  # share of wrong captions in the data of the removal study: with few there is little to gain
+TOP = 0.05  # share of the pairs that MultiMem regroups; taken for its removal, too, where it says 100 to 200 pairs
+TUNING = 3  # epochs of fine-tuning after a removal: a fifth of those on scenes at laptop
 NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees
+
+
+def _noisy(base: Recipe, pool: int) -> Recipe:
+    """Return a recipe for data of which WRONG is captioned wrongly, with `pool` pairs and no shared ones."""
+    data = replace(base.data, shared=0, pool=pool, swapped=WRONG, partly_swapped=0.0, inverted=0.0)
+    return replace(base, data=data)
 
 
 def paradigms(base: Recipe) -> dict[str, Recipe]:
@@ -231,9 +264,36 @@ def mitigations(base: Recipe) -> dict[str, Recipe]:
     if data.dataset != "scenes":  # as many pairs as there are, and the conditions that the claims need
         found = {name: found[name] for name in ("CLIP", "5 captions", "a fifth of the epochs", "text noise 0.5")}
         rules, pool = ("clipmem", "random", "oracle"), data.shared + data.pool
-    wrong = replace(data, shared=0, pool=pool, swapped=WRONG, partly_swapped=0.0, inverted=0.0)
-    noisy = replace(base, data=wrong)
+    noisy = _noisy(base, pool)
     return found | {"noisy": noisy} | {f"noisy, {rule}": _with_removal(noisy, WRONG, rule) for rule in rules}
+
+
+def beyond(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 06: another loss, width and batch; other numbers of pairs and epochs; MultiMem's mitigations, on the
+    noisy data of notebook 04. Of scenes more can be drawn: so many that each is seen once, in as many steps as CLIP
+    takes."""
+    once, data, half = replace(base, evaluations=1), base.data, base.data.pool // 2
+    found = {
+        "CLIP": base,
+        "SigLIP": replace(base, objective="sigmoid"),
+        "half width": replace(once, width=0.5),
+        "double width": replace(once, width=2.0),
+        "double batch": replace(once, batch=2 * base.batch),
+    }
+    scenes, usual = data.dataset == "scenes", data.shared + half  # pairs that each model trains on
+    for pairs in [round(factor * usual) for factor in ((0.5, 1, 2, 4, base.epochs) if scenes else (0.25, 0.5, 1))]:
+        for epochs in (1, 4, base.epochs):
+            if pairs * epochs <= 1.1 * usual * base.epochs and (pairs, epochs) != (usual, base.epochs):
+                sized = replace(data, shared=max(0, pairs - half))
+                found[f"{pairs:,} pairs, {epochs} epoch{'s' * (epochs > 1)}"] = replace(once, data=sized, epochs=epochs)
+    noisy = _noisy(base, (2 if scenes else 1) * data.shared + data.pool)
+    top = replace(noisy, remove_by="clipmem")  # evaluated as often as noisy, whose f and g rank the pairs
+    return found | {
+        "noisy": noisy,
+        "noisy, 5 captions": replace(noisy, evaluations=1, n_captions=5),
+        "noisy, regrouped": replace(top, regrouped=TOP, n_captions=5, text_noise=0.5),
+        "noisy, fine-tuned": replace(top, remove=TOP, finetuned=TUNING),
+    }
 
 
 CONDITIONS = {
@@ -241,4 +301,5 @@ CONDITIONS = {
     "02_miscaptioned_memorization": lambda base: {"CLIP": base},
     "03_encoder_attribution": attribution,
     "04_mitigation_utility": mitigations,
+    "06_beyond_clip": beyond,
 }

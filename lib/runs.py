@@ -122,15 +122,15 @@ def run(recipe: Recipe, on_progress: OnProgress = lambda share: None) -> Path:
     """Return the folder of one finished run: from the store, or trained now (and before it, what it starts from)."""
 
     def build(folder: Path) -> None:
-        start = perf_counter()
+        start, starts = perf_counter(), recipe.frozen or recipe.finetuned
         train.train(
             recipe=recipe,
             prepared=prepare(recipe.data),
             folder=folder,
             evaluate=lambda model: _evaluate(model, recipe),
             on_progress=on_progress,
-            donor=load_file(run(needed_before(recipe)[0]) / "weights.safetensors") if recipe.frozen else None,
-            left_out=left_out(recipe),
+            donor=load_file(run(needed_before(recipe)[0]) / "weights.safetensors") if starts else None,
+            suspicious=suspicious(recipe),
         )
         made = {"seconds": perf_counter() - start, "torch": torch.__version__, "device": models.device().type}
         store.write_json(folder / "made.json", {**made, "side_by_side": side_by_side()})
@@ -145,7 +145,7 @@ def _evaluate(model: CLIP, recipe: Recipe) -> tuple[pd.DataFrame, dict[str, floa
     prepared, numbers = prepare(recipe.data), dict[str, float]()
     if len(train.evaluation_epochs(recipe)) > 1 and not recipe.frozen:
         units = scores.unit_scores(model, prepared, unplanted(recipe), views=2)
-        numbers = utility.during_training(model, recipe.objective, prepared)
+        numbers = utility.during_training(model, recipe.reads_captions, prepared)
         numbers |= {f"unitmem_{n}": float(x) for n, x in units.groupby("layer")["unitmem"].mean().items()}
     return scores.measure(model, recipe, prepared, views=0), numbers
 
@@ -157,22 +157,23 @@ def unplanted(recipe: Recipe) -> np.ndarray:
     return rows[(prepared.table.loc[rows, "corruption"] != "inverted").to_numpy()]
 
 
-def left_out(recipe: Recipe) -> np.ndarray | None:
-    """Return the training rows that a recipe removes: the `remove` share that its rule finds most suspicious.
+def suspicious(recipe: Recipe) -> np.ndarray | None:
+    """Return the training rows that a recipe removes or regroups: the share that its rule finds most suspicious.
 
     The scores are those of f and g of another seed. There each pair was seen by one of the two: "clipmem" is the
     alignment under that one minus that under the other, "held-out similarity" asks the other, "early loss" asks the one
     that saw the pair, at its first evaluation. "oracle" knows the wrong captions; "random" knows nothing.
     """
-    if not recipe.remove:
+    share = recipe.remove or recipe.regrouped
+    if not share:
         return None
     prepared, rule = prepare(recipe.data), recipe.remove_by
     rows = train.training_rows(recipe, prepared)
     if rule in ("random", "oracle"):
         chance = np.random.default_rng([recipe.seed, 3]).random(len(rows))
-        suspicious = chance + (rule == "oracle") * (prepared.table.loc[rows, "corruption"] == "swapped").to_numpy()
+        doubt = chance + (rule == "oracle") * (prepared.table.loc[rows, "corruption"] == "swapped").to_numpy()
     else:
-        f, g = needed_before(recipe)
+        f, g = needed_before(recipe)[-2:]
         table = inside_outside(evaluations(f), evaluations(g), prepared, f.seed).set_index("pair_id")
         last, first = (table[table["epoch"] == epoch] for epoch in (table["epoch"].max(), table["epoch"].min()))
         score = {
@@ -180,8 +181,8 @@ def left_out(recipe: Recipe) -> np.ndarray | None:
             "held-out similarity": -last["similarity_out"],
             "early loss": first["loss_in"],
         }[rule]
-        suspicious = score[prepared.pair_ids[rows]].to_numpy()
-    return rows[np.argsort(-suspicious, kind="stable")[: round(recipe.remove * len(rows))]]
+        doubt = score[prepared.pair_ids[rows]].to_numpy()
+    return rows[np.argsort(-doubt, kind="stable")[: round(share * len(rows))]]
 
 
 def inside_outside(f: pd.DataFrame, g: pd.DataFrame, prepared: Prepared, seed: int) -> pd.DataFrame:

@@ -98,16 +98,16 @@ def measure(
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
     One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and under
-    the objective `caption`: `plain`, `contrast`, `consistency` (over augmented views), `similarity`, `loss` (of the
+    an objective with captions: `plain`, `contrast`, `consistency` (over augmented views), `similarity`, `loss` (of the
     image as it is), each the mean over the captions that the recipe trains on; under `label`: `probability` of the
     pair's own classes; under `view`: `distance_image`, L of SSLMem.
     """
     held, parts = held_out(prepared), []
-    if recipe.objective == "caption":
+    if recipe.reads_captions:
         held_image, held_text = embed_pairs(model, prepared, held)
     for subset in subsets:
         rows = scored_rows(prepared, subset)
-        if recipe.objective == "caption":
+        if recipe.reads_captions:
             found = _alignment(model, recipe, prepared, rows, views, (held_image, held_text, places(rows, held)))
         elif recipe.objective == "label":
             found = {"probability": _probability(model, prepared, rows, views)}

@@ -229,6 +229,7 @@ def estimate_seconds(recipes: Sequence[Recipe]) -> float:
 
 def _steps(recipe: Recipe) -> int:
     """Return the number of optimiser steps of a training."""
+    recipe = train.schedule(recipe)
     rows = len(train.training_rows(recipe, prepare(recipe.data)))
     return recipe.epochs * max(1, round(rows * (1 - recipe.remove)) // recipe.batch)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -49,18 +50,19 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
 def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
     """Return the model of a recipe as it is before training, on the device."""
     return models.build(
-        config=model_config(recipe.model),
+        config=model_config(recipe.model, recipe.width),
         pixels=recipe.data.pixels,
         vocabulary=len(prepared.token_ids),
         context=prepared.tokens.shape[2],
         seed=recipe.seed,
         classes=prepared.targets.shape[1] if recipe.objective == "label" else 0,
+        sigmoid=recipe.objective == "sigmoid",
     ).to(models.device())
 
 
 def tower_of(name: str) -> str:
-    """Return which tower a parameter of that name belongs to: "image", "text", or "" (the temperature)."""
-    return "image" if name.startswith("visual.") else "" if name == "logit_scale" else "text"
+    """Return which tower a parameter of that name belongs to: "image", "text", or "" (temperature and bias)."""
+    return "image" if name.startswith("visual.") else "" if name.startswith("logit_") else "text"
 
 
 def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | None = None) -> np.ndarray:
@@ -68,6 +70,12 @@ def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | Non
     parts = [prepared.half(n, recipe.seed) if n in HALVES else prepared.subsets[n] for n in recipe.trained_on]
     rows = np.concatenate(parts)
     return rows if left_out is None else rows[~np.isin(rows, left_out)]
+
+
+def schedule(recipe: Recipe) -> Recipe:
+    """Return a recipe with the epochs and the learning rate of its own training: fine-tuning starts where another run
+    ended, and has a tenth of its rate."""
+    return replace(recipe, epochs=recipe.finetuned, lr=recipe.lr / 10) if recipe.finetuned else recipe
 
 
 def evaluation_epochs(recipe: Recipe) -> list[int]:
@@ -83,20 +91,25 @@ def train(
     evaluate: Evaluate,
     on_progress: Callable[[float], None] = lambda share: None,
     donor: dict[str, Tensor] | None = None,
-    left_out: np.ndarray | None = None,
+    suspicious: np.ndarray | None = None,
 ) -> None:
     """Train one model and leave `weights.safetensors`, `history.parquet` and `evaluations.parquet` in `folder`.
 
     `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
     scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
-    `on_progress` gets the share that is done. `donor` has the weights of the frozen tower. `left_out` rows are unseen.
-    Raise FloatingPointError where the loss diverges; the last checkpoint is from before.
+    `on_progress` gets the share that is done. `donor`: weights of the frozen tower, or of the model to fine-tune.
+    `suspicious` rows are removed or regrouped, as the recipe says. Raise
+    FloatingPointError where the loss diverges; the last checkpoint is from before.
     """
-    model = fresh(recipe, prepared).train()
+    recipe, model = schedule(recipe), fresh(recipe, prepared).train()
     if donor:
-        model.load_state_dict({n: t for n, t in donor.items() if tower_of(n) == recipe.frozen}, strict=False)
+        known = {n: t for n, t in donor.items() if recipe.finetuned or tower_of(n) == recipe.frozen}
+        model.load_state_dict(known, strict=False)
     optimiser = make_optimiser(model, recipe)
-    pairs = resident(prepared, training_rows(recipe, prepared, left_out), models.device())
+    rows = training_rows(recipe, prepared, suspicious if recipe.remove else None)
+    pairs = resident(prepared, rows, models.device())
+    if recipe.regrouped and suspicious is not None:
+        pairs = replace(pairs, regrouped=torch.from_numpy(np.isin(rows, suspicious)))
     history, evaluations = _resume(folder, model, optimiser)
     saved = monotonic()
     for epoch in range(len(history), recipe.epochs):
@@ -119,16 +132,16 @@ def train(
 def run_epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: Any) -> dict[str, Any]:
     """Pass once over the pairs, without an incomplete last batch (as open_clip); return the row of the history."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(pairs.rows), generator=generator)
-    size = min(recipe.batch, len(order))
-    per_epoch = len(order) // size
+    size, plain = min(recipe.batch, len(pairs.rows)), replace(recipe, n_captions=1, text_noise=0.0)
+    batches = list(_batches(pairs, size, generator))
+    per_epoch = len(batches)
     total = torch.zeros((), device=pairs.images.device)
-    for i in range(per_epoch):
+    for i, (places, mitigated) in enumerate(batches):
         rate = learning_rate(recipe, epoch * per_epoch + i, recipe.epochs * per_epoch)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        made = batch(pairs, order[i * size : (i + 1) * size], recipe, generator)
-        total += step(model, optimiser, loss(model, recipe, *made, generator))
+        how = recipe if mitigated else plain
+        total += step(model, optimiser, loss(model, how, *batch(pairs, places, how, generator), generator))
     mean, scale = float(total) / per_epoch, float(model.logit_scale.detach().exp())
     if not mean <= DIVERGED * math.log(max(2, size)):  # nor is NaN
         raise FloatingPointError(
@@ -137,6 +150,20 @@ def run_epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimise
             f"lib/recipes.py. Other models are kept."
         )
     return {"epoch": epoch + 1, "loss": mean, "lr": rate, "logit_scale": scale}
+
+
+def _batches(pairs: Resident, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the places of each batch in random order, and whether the recipe's captions and noise hold for it: for all,
+    or where some pairs are regrouped, for the batches that hold these alone."""
+    order = torch.randperm(len(pairs.rows), generator=generator)
+    if pairs.regrouped is None:
+        yield from ((part, True) for part in order.split(size) if len(part) == size)
+        return
+    special = pairs.regrouped[order]
+    small = min(size, int(special.sum()))
+    found = [(part, False) for part in order[~special].split(size) if len(part) == size]
+    found += [(part, True) for part in order[special].split(small) if len(part) == small]
+    yield from (found[i] for i in torch.randperm(len(found), generator=generator))
 
 
 def step(model: CLIP, optimiser: torch.optim.Optimizer, value: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ def utilities(model: CLIP, prepared: Prepared, labelled: list[Labelled]) -> pd.D
     return pd.DataFrame(columns, dtype="float32").rename_axis("item").reset_index()
 
 
-def during_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str, float]:
+def during_training(model: CLIP, captions: bool, prepared: Prepared) -> dict[str, float]:
     """Return utility on the test pairs, quick enough for every evaluation: `probe`, the ridge probe of the classes
     (NaN without classes), and retrieval where there are captions; on at most GALLERY pairs."""
     train = prepared.subsets["probe" if len(prepared.subsets["probe"]) else "shared"][: 2 * GALLERY]
@@ -247,4 +247,4 @@ def during_training(model: CLIP, objective: str, prepared: Prepared) -> dict[str
     if prepared.class_names and len(train):
         seen, targets = embed_images(model, prepared.images, train)[0], prepared.targets
         found["probe"] = ridge_probe(seen.numpy(), targets[train], image.numpy(), targets[test])
-    return found | (retrieval(image, embed_texts(model, prepared.tokens[test, 0])) if objective == "caption" else {})
+    return found | (retrieval(image, embed_texts(model, prepared.tokens[test, 0])) if captions else {})

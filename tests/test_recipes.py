@@ -102,7 +102,8 @@ def test_conditions_differ_and_what_they_start_from_is_planned(notebook, base):
     planned, shared = all_models(conditions, range(3)), all_models({"CLIP": base}, range(3))
     assert len(planned) == len(set(planned)) and [recipe.seed for recipe in shared] == [0, 0, 1, 1, 2, 2]
     assert {needed for recipe in planned for needed in needed_before(recipe)} | set(shared) <= set(planned)
-    assert all(recipe.trained_on != ("shared", "independent") for recipe in planned if recipe.remove), "f alone"
+    f_alone = [recipe for recipe in planned if recipe.remove and not recipe.finetuned]
+    assert all(recipe.trained_on != ("shared", "independent") for recipe in f_alone)
 
 
 def test_each_intervention_on_one_encoder_has_its_twin_on_the_other():
@@ -131,6 +132,32 @@ def test_mitigations_are_what_their_names_say(base):
         rows = noisy.data.pool // 2  # the same number of steps: fewer pairs, more often
         steps = [r.epochs * (round(rows * (1 - r.remove)) // r.batch) for r in (noisy, recipe)]
         assert steps[1] == pytest.approx(steps[0], rel=0.03)
+
+
+def test_sizes_take_no_more_steps_than_clip_and_end_with_a_single_pass_of_as_many():
+    conditions = CONDITIONS["06_beyond_clip"](SCENES)
+    visits = lambda r: (r.data.shared + r.data.pool // 2) * r.epochs  # noqa: E731
+    sized = {name: recipe for name, recipe in conditions.items() if " pairs, " in name}
+    assert all(
+        visits(recipe) <= 1.1 * visits(SCENES) and recipe.data.pool == SCENES.data.pool for recipe in sized.values()
+    )
+    last = [*sized.values()][-1]
+    assert last.epochs == 1 and visits(last) == visits(SCENES)
+    photos = CONDITIONS["06_beyond_clip"](PHOTOS)
+    assert max(sum(recipe.data.sizes().values()) for recipe in photos.values()) == sum(PHOTOS.data.sizes().values())
+
+
+def test_what_came_later_to_a_recipe_changes_no_older_key():
+    assert key(SCENES, "data", "fp32") == "7f0f8d8a4ca84e22"
+    later = [replace(SCENES, width=2.0), replace(SCENES, finetuned=3), replace(SCENES, regrouped=0.05)]
+    assert len({key(recipe, "data", "fp32") for recipe in [SCENES, *later]}) == 4
+
+
+def test_fine_tuning_starts_from_the_model_before_removal_and_other_seeds_say_what_to_remove():
+    found = CONDITIONS["06_beyond_clip"](SCENES)
+    start, f, g = needed_before(replace(found["noisy, fine-tuned"], seed=2))
+    assert start == replace(found["noisy"], seed=2) and [f, g] == [*f_and_g(found["noisy"], 1)]
+    assert needed_before(found["noisy, regrouped"]) == [*f_and_g(found["noisy"], 1)]
 
 
 def test_photographs_get_fewer_conditions_and_use_no_more_pairs_than_there_are():
