@@ -51,7 +51,7 @@ def claims_page() -> str:
             limits = [0.0, *tested.stack().dropna()]
             cells = [_cell(by_set.loc[name], min(limits), max(limits)) if name in by_set.index else "" for name in sets]
             lines.append([f'<a name="{claim}"></a>**{claim}**', entry["claim"], entry["paper"] or "—", *cells])
-        text += f"\n## Finding {finding}\n\n{_table(heads, lines)}"
+        text += f"\n## {'Beyond the paper' if finding == '6' else f'Finding {finding}'}\n\n{_table(heads, lines)}"
     return text
 
 

@@ -65,6 +65,21 @@ def test_caption_and_view_losses_are_the_symmetric_contrastive_loss(model, views
         assert float(loss.detach()) == pytest.approx(contrastive(image, partner, scale), abs=1e-4)
 
 
+def test_the_sigmoid_loss_judges_each_image_and_caption_alone(views):
+    sizes = {"pixels": 32, "vocabulary": WORDS, "context": CONTEXT}
+    model, tokens = models.build(model_config("smoke"), **sizes, seed=1, sigmoid=True), sentences(6)
+    assert float(model.logit_scale.detach().exp()) == pytest.approx(10) and float(model.logit_bias.detach()) == -10
+    a, b = model.encode_image(views[0], normalize=True), model.encode_text(tokens, normalize=True)
+    expected = 0.0
+    for i, row in enumerate((10 * a @ b.T - 10).detach().double().tolist()):
+        for j, z in enumerate(row):
+            expected += math.log(1 + math.exp(-z if i == j else z)) / 6
+    loss = objectives.loss(model, Recipe(objective="sigmoid"), views[0], tokens)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-3)
+    loss.backward()
+    assert model.logit_bias.grad.abs() > 0
+
+
 def test_label_loss_is_cross_entropy_with_the_shares_of_the_classes(model, views):
     shares = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0], [1 / 3, 1 / 3, 1 / 3]])
     ours = objectives.loss(model, Recipe(objective="label"), views[0], shares)

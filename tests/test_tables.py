@@ -226,7 +226,7 @@ def test_mitigations_are_compared_with_plain_clip_by_seed_and_item():
 def test_early_stopping_is_read_where_it_has_memorized_as_much(monkeypatch):
     curve = pd.DataFrame({"seed": 0, "epoch": [1, 2], "clipmem": [0.2, 0.4], "bits": [3.0, 4.0]})
     curves = pd.concat([curve, curve.assign(seed=1, bits=[2.0, 3.0])])
-    monkeypatch.setattr(interventions, "early_stopping", lambda study: curves)
+    monkeypatch.setattr(interventions, "early_stopping", lambda study, plain: curves)
     pairs = pd.DataFrame(
         {"condition": "5 captions", "seed": [0, 1], "pair_id": 7, "subset": "pool", "clipmem": [0.3, 0.1]}
     )
@@ -241,3 +241,18 @@ def test_what_the_oracle_and_chance_remove(make, prepared):
     found = interventions.removed(study).groupby("condition")["wrong"].mean()
     assert found["oracle"] == 1 and 0 <= found["chance"] < 0.6
     assert stats.over_seeds([found["oracle"]], 1).value == 1
+
+
+def test_a_power_law_of_epochs_and_pairs_is_found_and_the_sizes_are_those_of_the_plain_recipes(make, trained):
+    seeds = pd.DataFrame({"seed": [0, 1], "c": [0.01, 0.02]})
+    sizes = pd.DataFrame([(t, n) for t in (1, 4, 15) for n in (1000, 2000, 4000)], columns=["epochs", "pairs"])
+    sizes = sizes.merge(seeds, how="cross")
+    sizes["clipmem"] = sizes["c"] * sizes["epochs"] ** 1.3 * (sizes["pairs"] / 2000) ** -0.7
+    found = interventions.power_law(sizes)
+    assert_allclose(found[["scale", "a", "b"]], [[0.01, 1.3, -0.7], [0.02, 1.3, -0.7]], rtol=1e-4)
+    larger = replace(trained.data, shared=100)
+    study = make(larger={"data": larger, "epochs": 1, "evaluations": 1}, wide={"width": 2.0}, noisy={"text_noise": 1.0})
+    each = pd.DataFrame(product(study.conditions, (0, 1), ["pool"]), columns=["condition", "seed", "subset"])
+    rows = interventions.by_size(study, each.assign(clipmem=range(8)))
+    expected = [("CLIP", 0, 100, 2, 0), ("CLIP", 1, 100, 2, 1), ("larger", 0, 140, 1, 2), ("larger", 1, 140, 1, 3)]
+    assert list(rows.itertuples(index=False, name=None)) == expected

@@ -19,6 +19,11 @@ FILES = {"weights.safetensors", "history.parquet", "evaluations.parquet"}
 NOISY = replace(TINY, n_captions=3, word_dropout=0.2, text_noise=0.5, image_noise=0.5)
 FROZEN = replace(TINY, frozen="image")
 LABEL, VIEW = replace(TINY, objective="label", colour=0.2), replace(TINY, objective="view", evaluations=4)
+SIGMOID = replace(TINY, objective="sigmoid", width=0.5)
+REGROUPED = replace(TINY, regrouped=0.1, remove_by="clipmem", n_captions=3, text_noise=0.5)
+TUNED = replace(TINY, remove=0.1, remove_by="clipmem", finetuned=4, epochs=9)
+RECIPES = {"plain": TINY, "noise": NOISY, "frozen": FROZEN, "label": LABEL, "view": VIEW, "sigmoid": SIGMOID}
+RECIPES |= {"regrouped": REGROUPED, "tuned": TUNED}
 
 
 def evaluate(model):
@@ -34,12 +39,14 @@ def trained(recipe, prepared, folder, stop_after=0):
     epochs = []
 
     def on_progress(share):
-        epochs.append(round(share * recipe.epochs))
+        epochs.append(round(share * train.schedule(recipe).epochs))
         if epochs[-1] == stop_after:
             raise KeyboardInterrupt
 
-    donor = train.fresh(replace(recipe, seed=9), prepared).state_dict() if recipe.frozen else None
-    train.train(recipe, prepared, folder, evaluate, on_progress, donor)
+    starts = recipe.frozen or recipe.finetuned
+    donor = train.fresh(replace(recipe, seed=9), prepared).state_dict() if starts else None
+    suspicious = train.training_rows(recipe, prepared)[:10] if recipe.remove_by else None
+    train.train(recipe, prepared, folder, evaluate, on_progress, donor, suspicious)
     return {path.name: path.read_bytes() for path in folder.iterdir()}, epochs
 
 
@@ -57,7 +64,7 @@ def stopped(prepared, tmp_path, monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize("recipe", [TINY, NOISY, FROZEN, LABEL, VIEW], ids=["", "noise", "frozen", "label", "view"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_resumed_equals_uninterrupted_bit_for_bit(prepared, tmp_path, stopped, recipe):
     whole, epochs = trained(recipe, prepared, tmp_path / "whole")
     assert set(whole) == FILES and epochs == [1, 2, 3, 4]
@@ -99,6 +106,38 @@ def test_a_frozen_tower_is_the_donors_to_the_bit_and_the_other_one_moves(prepare
     for name, weights in load_file(tmp_path / "weights.safetensors").items():
         own = train.tower_of(name) == frozen
         assert torch.equal(weights, donor[name] if own else start[name]) == own, name
+
+
+def test_regrouped_pairs_fill_batches_of_their_own_which_alone_have_captions_and_noise(prepared, monkeypatch):
+    rows, batches = train.training_rows(REGROUPED, prepared), []
+    pairs = train.resident(prepared, rows, torch.device("cpu"))
+    pairs = replace(pairs, regrouped=torch.from_numpy(np.isin(rows, rows[:10])))
+
+    def seen(model, recipe, images, partners, generator):
+        batches[-1].append((recipe.n_captions, recipe.text_noise))
+        return usual_loss(model, recipe, images, partners, generator)
+
+    def drawn(pairs, places, recipe, generator):
+        batches.append([set(places.tolist())])
+        return usual_batch(pairs, places, recipe, generator)
+
+    usual_loss, usual_batch = train.loss, train.batch
+    monkeypatch.setattr(train, "loss", seen)
+    monkeypatch.setattr(train, "batch", drawn)
+    model = train.fresh(REGROUPED, prepared).train()
+    train.run_epoch(REGROUPED, 0, pairs, model, train.make_optimiser(model, REGROUPED))
+    special = set(range(10))
+    assert [places for places, how in batches if how == (3, 0.5)] == [special]
+    assert len(batches) == 1 + 90 // 25 and all(not places & special for places, how in batches if how == (1, 0.0))
+
+
+def test_fine_tuning_starts_where_another_model_ended_without_the_removed_pairs(prepared, tmp_path):
+    still = replace(TUNED, finetuned=1, lr=0.0)
+    trained(still, prepared, tmp_path)
+    donor = train.fresh(replace(still, seed=9), prepared).state_dict()
+    written = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(written[name], weights) for name, weights in donor.items())
+    assert len(pd.read_parquet(tmp_path / "history.parquet")) == 1
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
