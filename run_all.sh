@@ -16,6 +16,7 @@
 #   --seeds N               train everything N times instead of five times
 #   --jobs N                train N models side by side (default: one per core, or one on an accelerator)
 #   --precision fp32|bf16   compute products in fp32 or bf16 (default: bf16 where the hardware multiplies it)
+#   --ray ADDRESS           train on the machines of a Ray cluster (local: on this one); then run the notebooks here
 #   --force                 train again what is already trained
 #   --keep-going            go on to the next notebook after one that failed
 #   --publish               afterwards copy the results to figures/, the reference, and list them in figures/README.md
@@ -49,7 +50,7 @@ for package in map(requirements.Requirement, sys.argv[1].split()):
     assert package.specifier.contains(parsed.Version(version(package.name)).base_version)' "$2" 2>/dev/null
 }
 packages() { sed -n "/$1/,/$2/s/^      - \([^ ]*\).*/\1/p" "$root/environment.yml"; }
-runtime="$(packages "- pip:" "test tools")" tools="$(packages "test tools" end)" course="$(packages "course tools" end)"
+runtime="$(packages "- pip:" "test tools")" tools="$(packages "test tools" end)" course="$(packages "course tools" "ray tools")" ray="$(packages "ray tools" end)"
 python=""
 
 # The active environment, else .venv, else (where there is no .venv) the Python on the PATH: the first that has all.
@@ -58,6 +59,7 @@ for path in "${VIRTUAL_ENV:-/-}" "${CONDA_PREFIX:-/-}" "$root/.venv"; do
 done
 if [ -z "$python" ] && [ ! -d "$root/.venv" ] && has python3 "$runtime"; then python=python3; fi
 if [ -z "$python" ]; then python="$root/.venv/bin/python"; bash "$root/lib/install.sh" "$python" "$runtime" "$@" || exit; fi
+case " $*" in *" --ray"*) has "$python" "$ray" || bash "$root/lib/install.sh" "$python" "$ray" "$@" || exit ;; esac
 case " $*" in *" --course"*) has "$python" "$course" || bash "$root/lib/install.sh" "$python" "$course" "$@" || exit ;; esac
 [ "$*" = --test ] || exec "$python" -P -m lib.run "$@"
 

@@ -21,7 +21,7 @@ from lib.recipes import SCALES, did_you_mean, slug
 ROOT = Path(__file__).resolve().parent.parent
 # Options with a value: seeds as in the notebooks; jobs 0 and precision "" stand for what is right for this machine
 DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="", course="")
-DEFAULTS |= {"from": "", "models": "", "seen": ""}
+DEFAULTS |= {"from": "", "models": "", "seen": "", "ray": ""}
 FLAGS = ("force", "keep-going", "publish", "list", "lab")
 
 
@@ -63,7 +63,7 @@ def command(options: Namespace, notebook: str) -> str:
     """Return the command line that continues at a notebook, given by its stem."""
     words = [os.environ.get("CLIPMEM_COMMAND", "./run_all.sh"), options.scale]
     words += ["--only", options.only] if options.only else ["--from", notebook.split("_")[0]]
-    for name in ("dataset", "captions", "image", "models", "seen", "seeds", "jobs", "precision"):
+    for name in ("dataset", "captions", "image", "models", "seen", "seeds", "jobs", "precision", "ray"):
         if getattr(options, name) != DEFAULTS[name]:
             words += [f"--{name}", str(getattr(options, name))]
     words += ["--keep-going"] * options.keep_going + ["--publish"] * options.publish
@@ -109,6 +109,10 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     try:
         with FileLock(folder / ".lock", timeout=0):
             seconds = estimate(options, notebooks)
+            if options.ray:
+                from lib import sweep
+
+                sweep.on_ray(sweep.wanted(options), options.ray)
             for number, notebook in enumerate(notebooks):
                 if run_one(project, options, notebook, folder, sum(seconds[number + 1 :])):
                     done.append(notebook)
