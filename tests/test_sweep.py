@@ -1,4 +1,4 @@
-"""Many machines: workers side by side, a Ray cluster of two nodes of which one dies, shards that open_clip_train trains."""
+"""Many machines: workers side by side, and a Ray cluster of two nodes, of which one dies."""
 
 import os
 import subprocess
