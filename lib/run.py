@@ -41,7 +41,7 @@ def parse(words: list[str]) -> Namespace:
     if options.scale not in SCALES:
         hint = did_you_mean(options.scale, SCALES)
         parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
-    course, secret = os.path.expanduser(options.course), ROOT / "lib" / "answers.py"
+    course, secret = os.path.expanduser(options.course), ROOT / "lib" / "course.py"
     wrong = {
         "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
         "--precision: expected fp32 or bf16": options.precision not in ("", "fp32", "bf16"),
@@ -127,11 +127,9 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
 
 def publish(project: Path, options: Namespace, notebooks: list[Path], folder: Path) -> None:
     """Make the results the reference, run the tour again, which shows it, and write all pages."""
-    from lib import answers, exercises, findings, pages, store
+    from lib import findings, pages
 
     reference = findings.publish(options.dataset, options.scale, [path.stem for path in notebooks])
-    if reference == exercises.TABLES:  # the exercises work on these tables
-        store.write_json(exercises.KNOWN, answers.entries())
     for tour in [path for path in notebooks if path.stem == "00_tour"]:
         run_one(project, options, tour, folder, 0)
     pages.publish(options.dataset, options.scale, [folder / path.name for path in notebooks])

@@ -77,7 +77,7 @@ def test_bad_parameters_name_what_was_expected(parameters, message, own_store):
 
 
 def test_a_misspelt_parameter_of_papermill_is_refused(monkeypatch, own_store):
-    cells = ["", "seeds: int = 3  # how often", "# Parameters\nscale = \"smoke\"\nsedes = 2\n", "sedes"]
+    cells = ["", "seeds: int = 3  # how often", '# Parameters\nscale = "smoke"\nsedes = 2\n', "sedes"]
     monkeypatch.setattr(study, "get_ipython", lambda: SimpleNamespace(user_ns={"In": cells}))
     with pytest.raises(ValueError, match=r"'sedes' does not exist: .*Did you mean 'seeds'"):
         study.begin(NOTEBOOK, "smoke", "scenes", 3)
