@@ -16,7 +16,7 @@ import nbformat
 import pandas as pd
 from nbconvert import MarkdownExporter
 
-from lib import course, execute, exercises, findings, store
+from lib import course, exercises, findings, report, store
 from lib.recipes import PRESETS
 from lib.stats import holm
 
@@ -58,7 +58,7 @@ def gallery(folder: Path) -> str:
     about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
     for notebook, part in rows.groupby("notebook"):
         path = store.ROOT / "notebooks" / f"{notebook}.ipynb"
-        text += f"\n## {execute.title(path)}\n\n[Notebook {notebook[:2]}](../../notebooks/{notebook}.ipynb)"
+        text += f"\n## {report.title(path)}\n\n[Notebook {notebook[:2]}](../../notebooks/{notebook}.ipynb)"
         text += f" · [executed](executed/{notebook}.md)\n" * (folder / "executed" / f"{notebook}.md").exists() or "\n"
         own = [one for one in about if one["notebook"] == notebook]
         for one in sorted(own, key=lambda one: one["place"]):
@@ -108,7 +108,7 @@ def _table(heads: list[str], lines: list[list[Any]]) -> str:
 
 def executed_page(executed: Path, commit: str) -> str:
     """Return an executed notebook as Markdown: code folded, the pictures those that are published beside it."""
-    book = execute.cleaned(executed)
+    book = report.cleaned(executed)
     book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in book.cells:
         if cell.cell_type == "markdown":
