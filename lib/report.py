@@ -183,12 +183,10 @@ def print_list(dataset: str, scale: str, notebooks: list[Path]) -> None:
     """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
     own = findings.results_folder(dataset, scale)
     reference = findings.reference_folder(dataset, scale)
-    known = findings.read_reference(reference) if reference.is_dir() else None
+    known = findings.read_reference(reference) if reference.is_dir() else pd.DataFrame(columns=["notebook", "verdict"])
     for path in notebooks:
-        results, here, committed = own / f"{path.stem}.json", "not run", "nothing"
-        if results.is_file():
-            here = time.strftime("run %Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
-        if known is not None and path.stem in set(known["notebook"]):
-            counts = Counter(known.loc[known["notebook"] == path.stem, "verdict"])
-            committed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        results, counts = own / f"{path.stem}.json", Counter(known.loc[known["notebook"] == path.stem, "verdict"])
+        made = time.localtime(results.stat().st_mtime) if results.is_file() else None
+        here = time.strftime("run %Y-%m-%d %H:%M", made) if made else "not run"
+        committed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing"
         print(f"{path.stem}  {title(path)}\n    here: {here}\n    committed: {committed}")
