@@ -81,6 +81,9 @@ def exercises_json() -> dict[str, Any]:
 
 def build(folder: Path) -> None:
     """Write the course into a new or empty folder. Raise StoreError, OSError."""
+    from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, LockCells
+
+    clearing = (ClearSolutions(code_stub={"python": "# Write your code here."}), ClearHiddenTests(), LockCells())
     paths = sorted(ROOT.glob("notebooks/[0-9]*.ipynb"))
     secrets = ("teaching", "course.py")  # what a student's lib lacks
     for copy, without in {folder / "student": secrets, folder / "instructor": ()}.items():
@@ -89,7 +92,9 @@ def build(folder: Path) -> None:
         for name in ("run_all.sh", "environment.yml", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         for path in paths:
-            book = cleared(graded(path)) if without else graded(path)
+            book = graded(path)
+            for step in clearing if without else ():
+                book, _ = step.preprocess(book, {})
             write_bytes(copy / "notebooks" / path.name, nbformat.writes(book).encode())
     shutil.copy(TEACHING / "student.md", folder / "student" / "README.md")
     shutil.copy(TEACHING / "nbgrader_config.txt", folder / "instructor" / "nbgrader_config.py")
@@ -139,15 +144,6 @@ def graded(path: Path) -> NotebookNode:
         elif "not for students" not in tags:
             cells.append(cell)
     book.cells = cells
-    return book
-
-
-def cleared(book: NotebookNode) -> NotebookNode:
-    """Turn nbgrader's source into a student's copy: no solutions, no hidden tests, questions and checks locked."""
-    from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, LockCells
-
-    for step in (ClearSolutions(code_stub={"python": "# Write your code here."}), ClearHiddenTests(), LockCells()):
-        book, _ = step.preprocess(book, {})
     return book
 
 

@@ -126,15 +126,11 @@ def executed_page(executed: Path, commit: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _level(folder: Path, table: str, rows: str, column: str) -> str:
-    """Return the mean of a column over some rows of a published table, as in "02_wrong_captions", "member == 1"."""
-    return _number(pd.read_csv(folder / f"{table}.csv").query(rows)[column].mean(), 2)
-
-
 def summary() -> str:
     """Return README's table of the four findings, from lib/summary.json and the published tables.
 
-    A sentence there is shown only while its claim has the verdict that the sentence states.
+    A sentence there is shown only while its claim has the verdict that it states, on scenes. A level is the mean of a
+    column over some rows of a published table, as in "02_wrong_captions", "member == 1", "clipmem".
     """
     known, lines = findings.all_references(), []
     known["set"] = known["dataset"] + "-" + known["scale"]
@@ -142,39 +138,35 @@ def summary() -> str:
     for one in json.loads(Path(__file__).with_name("summary.json").read_text(encoding="utf-8")):
         cells = []
         for name in one["sets"]:
-            folder = store.ROOT / "figures" / name
+            if (name, one["decided_by"][0]) not in verdicts.index:
+                cells.append("not run")
+                continue
             levels = {}
-            if (name, one["decided_by"][0]) in verdicts.index:
-                levels = {key: _level(folder, *where) for key, where in one["levels"].items()}
-            cells.append(f"[{one['ours'].format(**levels)}](figures/{name}/README.md)" if levels else "not run")
-        main = one["sets"][0]
-        held = {verdicts.get((main, claim)) for claim in one["decided_by"]}
-        both = {claim: [verdicts.get((name, claim)) for name in one["sets"]] for claim in one["sentences"]}
-        said = [_said(text, *both[claim]) for claim, text in one["sentences"].items()]
-        words = "● yes" if held == {"reproduced"} else "○ no" if "reproduced" not in held else "◐ partly"
+            for level, (table, which, column) in one["levels"].items():
+                rows = pd.read_csv(store.ROOT / "figures" / name / f"{table}.csv").query(which)
+                levels[level] = _number(rows[column].mean(), 2)
+            cells.append(f"[{one['ours'].format(**levels)}](figures/{name}/README.md)")
+        held = {verdicts.get((one["sets"][0], claim)) for claim in one["decided_by"]}
+        said = ["**● yes**" if held == {"reproduced"} else "**○ no**" if "reproduced" not in held else "**◐ partly**"]
+        for claim, sentences in one["sentences"].items():
+            scenes, photographs = (verdicts.get((name, claim)) for name in one["sets"])
+            if scenes in sentences:
+                differs = f" (photographs: {photographs})" * (photographs not in (None, scenes))
+                said.append(sentences[scenes] + differs)
         link = f"[{one['finding']}](notebooks/{one['notebook']}.ipynb)"
-        lines.append([link, one["says"], one["paper"], *cells, "; ".join([f"**{words}**", *filter(None, said)])])
+        lines.append([link, one["says"], one["paper"], *cells, "; ".join(said)])
     heads = ["", "the paper says", "the paper", "ours, drawn scenes", "ours, photographs", "did it hold?"]
     return _table(heads, lines)
 
 
-def _said(sentences: dict[str, str], scenes: str | None, photographs: str | None) -> str:
-    """Return the sentence for a verdict on scenes, "" if there is none; say where photographs differ."""
-    differs = f" (photographs: {photographs})" * (photographs not in (None, scenes))
-    return sentences[scenes] + differs if scenes in sentences else ""
-
-
-def times() -> str:
-    """Return README's table of times, from figures/benchmark/times.csv."""
-    rows = pd.read_csv(store.ROOT / "figures" / "benchmark" / "times.csv", keep_default_na=False)
-    return _table(list(rows), rows.to_numpy().tolist())
-
-
 def pages() -> dict[Path, str]:
     """Return every file that is made from the published tables: path -> text."""
-    readme = store.ROOT / "README.md"
+    readme, rows = (
+        store.ROOT / "README.md",
+        pd.read_csv(store.ROOT / "figures/benchmark/times.csv", keep_default_na=False),
+    )
     text = readme.read_text(encoding="utf-8")
-    for name, table in (("findings", summary()), ("times", times())):
+    for name, table in (("findings", summary()), ("times", _table(list(rows), rows.to_numpy().tolist()))):
         start = f"<!-- {name}: python -m lib.pages --write -->\n"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
