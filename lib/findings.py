@@ -151,9 +151,10 @@ def read_reference(folder: Path) -> pd.DataFrame:
 
 
 def all_references() -> pd.DataFrame:
-    """Return all published findings, one row each, with Finding's fields."""
+    """Return all published findings, one row each, with Finding's fields and the name of their `set`."""
     tables = [read_reference(path.parent) for path in sorted(ROOT.glob("figures/*/findings.json"))]
     rows = pd.concat(tables, ignore_index=True) if tables else _table([])
+    rows = rows.assign(set=rows["dataset"] + "-" + rows["scale"])
     return rows.sort_values(["finding", "claim", "dataset", "scale"], ignore_index=True)
 
 

@@ -29,7 +29,6 @@ SIGNS = {"reproduced": "●", "contradicted": "○", "inconclusive": "◐", "not
 def claims_page() -> str:
     """Return figures/README.md: one row per claim, the data sets side by side, a table for each finding."""
     rows = findings.all_references()
-    rows["set"] = rows["dataset"] + "-" + rows["scale"]
     text = (TEMPLATES / "claims.md").read_text(encoding="utf-8")
     for finding, part in rows.groupby(rows["finding"].str[0]):
         sets = sorted(part["set"].unique(), key=lambda name: (name.split("-")[0] != "scenes", name != "scenes-laptop"))
@@ -132,9 +131,7 @@ def summary() -> str:
     A sentence there is shown only while its claim has the verdict that it states, on scenes. A level is the mean of a
     column over some rows of a published table, as in "02_wrong_captions", "member == 1", "clipmem".
     """
-    known, lines = findings.all_references(), []
-    known["set"] = known["dataset"] + "-" + known["scale"]
-    verdicts = known.set_index(["set", "finding"])["verdict"]
+    verdicts, lines = findings.all_references().set_index(["set", "finding"])["verdict"], []
     for one in json.loads(Path(__file__).with_name("summary.json").read_text(encoding="utf-8")):
         cells = []
         for name in one["sets"]:
