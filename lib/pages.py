@@ -54,16 +54,15 @@ def gallery(folder: Path) -> str:
     seeds, commits = rows["seeds"].max(), ", ".join(sorted(set(rows["commit"])))
     text = f"# {dataset}, scale {scale}\n\nReference results with {seeds} seeds, from commit {commits}. "
     text += f"Repeat them with `{command}`. [All data sets side by side](../README.md)\n"
-    about = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
+    figures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
+    figures.sort(key=lambda one: one["place"])
     for notebook, part in rows.groupby("notebook"):
         path = store.ROOT / "notebooks" / f"{notebook}.ipynb"
         text += f"\n## {report.title(path)}\n\n[Notebook {notebook[:2]}](../../notebooks/{notebook}.ipynb)"
         text += f" · [executed](executed/{notebook}.md)\n" * (folder / "executed" / f"{notebook}.md").exists() or "\n"
-        own = [one for one in about if one["notebook"] == notebook]
-        for one in sorted(own, key=lambda one: one["place"]):
-            name = one["figure"]
-            text += f"\n### {one['title']}\n\n![{one['title']}]({name}.png)\n\n"
-            text += f"{one['footer']} [Table]({name}.csv) · [PDF]({name}.pdf)\n"
+        for one in [one for one in figures if one["notebook"] == notebook]:
+            text += f"\n### {one['title']}\n\n![{one['title']}]({one['figure']}.png)\n\n"
+            text += f"{one['footer']} [Table]({one['figure']}.csv) · [PDF]({one['figure']}.pdf)\n"
         lines = [_details(row) for _, row in part.sort_values("finding").iterrows()]
         text += "\n### Verdicts\n\n" + _table(["", "verdict", "what decides", "value", "p", "detectable"], lines)
     return text
@@ -117,8 +116,9 @@ def executed_page(executed: Path, commit: str) -> str:
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data["text/html"] = re.sub(r"<style.*?</style>\s*", "", output.data["text/html"], flags=re.S)
-    link = f"[This notebook](../../../notebooks/{executed.name})"
-    words = f"{link} ran at commit {commit}. Unfold a cell to see its code."
+    words = (
+        f"[This notebook](../../../notebooks/{executed.name}) ran at commit {commit}. Unfold a cell to see its code."
+    )
     book.cells.insert(1, nbformat.v4.new_markdown_cell(words))
     where = {"extra_template_basedirs": [str(TEMPLATES.parent)], "template_name": TEMPLATES.name}
     text, _ = MarkdownExporter(template_file="executed.md.j2", **where).from_notebook_node(book)
