@@ -170,7 +170,8 @@ def pages() -> dict[Path, str]:
     made = {readme: text, store.ROOT / "figures" / "README.md": claims_page()}
     for path in sorted(store.ROOT.glob("figures/*/findings.json")):
         made[path.with_name("README.md")] = gallery(path.parent)
-    return made | {exercises.KNOWN: store.as_json(course.exercises_json())}
+    known = json.dumps(course.exercises_json(), indent=1, sort_keys=True, ensure_ascii=False)
+    return made | {exercises.KNOWN: f"{known}\n"}
 
 
 def publish(dataset: str, scale: str, executed: Sequence[Path]) -> None:

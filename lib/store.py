@@ -77,12 +77,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step."""
-    write_bytes(path, as_json(value).encode())
-
-
-def as_json(value: Any) -> str:
-    """Return the text of a JSON file."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
