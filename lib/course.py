@@ -1,39 +1,100 @@
-"""Write a course: the students' copy, the instructors' copy with the key, slides, and the lesson plan.
+"""The answers to the exercises, and the course of --course. A student's copy lacks this file and teaching/.
 
-Students get the project without the answers. nbgrader clears the solutions, and can grade what comes back. The texts
-lie in lib/teaching. Needs the course tools of environment.yml, which `./run_all.sh --course` installs.
+What is right comes from the solutions in the notebooks. A known mistake is a solution with one thing changed, as
+teaching/answers.toml says, and has a hint. Both are computed from the published tables.
+
+A course holds the students' copy, the instructors' copy with the key, slides, and the lesson plan. nbgrader clears the
+solutions, and can grade what comes back. The course tools of environment.yml are installed by `--course`.
 """
 
 import json
 import re
 import shutil
+import tomllib
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 
-from lib.answers import TEACHING, answer, guide, mistakes
-from lib.exercises import TABLES
+from lib.exercises import REACH, TABLES, hashes
 from lib.store import ROOT, write_bytes
 
+TEACHING = Path(__file__).with_name("teaching")
+BEGIN, END = "### BEGIN SOLUTION\n", "### END SOLUTION\n"
 LEFT_OUT = ("__pycache__", "*.pdf", "executed", "benchmark")  # of lib and figures in both copies
+
+
+@cache
+def guide() -> dict[str, dict[str, Any]]:
+    """Return answers.toml: exercise ("02-1") -> minutes, difficulty, discussion, mistakes (old, new, hint)."""
+    return tomllib.loads((TEACHING / "answers.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _solutions() -> dict[str, tuple[str, str]]:
+    """Return exercise -> the cell that the exercises of its notebook begin with, and its solution."""
+    found = {}
+    for path in sorted(ROOT.glob("notebooks/[0-9]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        start = next((text for text in texts if "from lib.exercises import" in text), "")
+        for number, text in enumerate([text for text in texts if BEGIN in text], 1):
+            found[f"{path.stem[:2]}-{number}"] = start, text.split(BEGIN)[1].split(END)[0]
+    return found
+
+
+def answer(exercise: str, old: str = "", new: str = "") -> Any:
+    """Return what a solution gives, with `old` replaced by `new` in it. Raise ValueError where `old` is not there."""
+    start, code = _solutions()[exercise]
+    if old not in code:
+        raise ValueError(f"{TEACHING}/answers.toml, {exercise}: no solution contains {old!r}; correct it there")
+    scope: dict[str, Any] = {}
+    exec(f"{start}\n{code.replace(old, new) if old else code}", scope)
+    return scope[f"answer_{exercise[3:]}"]
+
+
+def mistakes(exercise: str) -> dict[str, Any]:
+    """Return hint -> what the mistake gives, without those that are too near to what is right or to another one."""
+    numbers, kept = [answer(exercise)], {}
+    for old, new, hint in guide()[exercise]["mistakes"]:
+        wrong = answer(exercise, old, new)
+        if np.ndim(wrong) or not any(set(hashes(exercise, wrong)) & set(hashes(exercise, one)) for one in numbers):
+            kept[hint] = wrong
+            numbers.append(wrong)
+    return kept
+
+
+def exercises_json() -> dict[str, Any]:
+    """Return what lib/exercises.json holds: of each number the hash, and of a score per pair how it is judged."""
+    found = {name: about["scores"] for name, about in guide().items() if "scores" in about}
+    for name in guide().keys() - found.keys():
+        known = {hashes(name, wrong)[REACH]: hint for hint, wrong in mistakes(name).items()}
+        found[name] = {"right": hashes(name, answer(name))[REACH], "mistakes": known}
+    return found
 
 
 def build(folder: Path) -> None:
     """Write the course into a new or empty folder. Raise StoreError, OSError."""
+    from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, LockCells
+
+    clearing = (ClearSolutions(code_stub={"python": "# Write your code here."}), ClearHiddenTests(), LockCells())
     paths = sorted(ROOT.glob("notebooks/[0-9]*.ipynb"))
-    secrets = ("teaching", "answers.py", "course.py")  # what a student's lib lacks
+    secrets = ("teaching", "course.py")  # what a student's lib lacks
     for copy, without in {folder / "student": secrets, folder / "instructor": ()}.items():
         for name in ("lib", "figures"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*LEFT_OUT, *without))
         for name in ("run_all.sh", "environment.yml", "LICENSE"):
             shutil.copy(ROOT / name, copy)
         for path in paths:
-            book = cleared(graded(path)) if without else graded(path)
+            book = graded(path)
+            for step in clearing if without else ():
+                book, _ = step.preprocess(book, {})
             write_bytes(copy / "notebooks" / path.name, nbformat.writes(book).encode())
     shutil.copy(TEACHING / "student.md", folder / "student" / "README.md")
     shutil.copy(TEACHING / "nbgrader_config.txt", folder / "instructor" / "nbgrader_config.py")
@@ -83,15 +144,6 @@ def graded(path: Path) -> NotebookNode:
         elif "not for students" not in tags:
             cells.append(cell)
     book.cells = cells
-    return book
-
-
-def cleared(book: NotebookNode) -> NotebookNode:
-    """Turn nbgrader's source into a student's copy: no solutions, no hidden tests, questions and checks locked."""
-    from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions, LockCells
-
-    for step in (ClearSolutions(code_stub={"python": "# Write your code here."}), ClearHiddenTests(), LockCells()):
-        book, _ = step.preprocess(book, {})
     return book
 
 

@@ -1,10 +1,12 @@
-"""What run_all.sh does with a notebook: check it, execute it with papermill, prove that it is done."""
+"""What run_all.sh does with notebooks: check them, execute them with papermill, prove that they are done."""
 
 import json
 import os
 import re
-import sys
+import shlex
+import time
 import traceback
+import uuid
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,17 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
 
-import nbformat
 import papermill
 import torch
 from nbclient.exceptions import DeadKernelError
 from nbconvert.filters import strip_ansi
 
-from lib import findings, sources, store
+from lib import findings, report, sources, store
 from lib.recipes import did_you_mean
+from lib.report import PROGRESS
 
 TAIL = 14  # lines of a traceback or a log that are shown: enough for the failing cell
-PROGRESS = "[....]"  # lines of a notebook's output that begin so are also shown on the terminal
 MEMORY = " Fewer models at once need less memory: --jobs 1."
 REQUIRED = ("scale", "dataset")  # parameters that every notebook has
 OWN = ("models", "seen")  # parameters that few have
@@ -50,8 +51,7 @@ def parameters(notebook: Path, options: Namespace) -> dict[str, Any]:
     Raises:
         NotebookError: one is missing, seems misspelt, or has another type there. papermill would only warn.
     """
-    names = ("scale", "dataset", "captions", "image", "seeds", "force")
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, name) for name in ("scale", "dataset", "captions", "image", "seeds", "force")}
     values |= {name: ",".join(map(_absolute, getattr(options, name).split(","))) for name in OWN}
     try:
         types = {name: e["inferred_type_name"] for name, e in papermill.inspect_notebook(_escaped(notebook)).items()}
@@ -117,16 +117,15 @@ def _stderr_in(log: TextIO) -> Iterator[None]:
         os.close(terminal)
 
 
-def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    """Run a notebook; leave it executed, and its log, in `folder`. Raise NotebookError where it fails."""
-    target = folder / notebook.name
+def execute(notebook: Path, target: Path, given: dict[str, Any]) -> None:
+    """Run a notebook with parameters; leave it executed at `target`, and its log beside it. Raise NotebookError."""
     target.unlink(missing_ok=True)
     with target.with_suffix(".log").open("w", encoding="utf-8") as log, _stderr_in(log):
         try:
             papermill.execute_notebook(
                 _escaped(notebook),
                 _escaped(target),
-                parameters,
+                given,
                 kernel_name="python3",
                 cwd=notebook.parent,
                 progress_bar=False,
@@ -168,36 +167,37 @@ def prove(executed: Path, results: Path, run_id: str) -> None:
             raise NotebookError(f"not done: the figure {name} is declared, and not in {results.parent}")
 
 
-def title(notebook: Path) -> str:
-    """Return the title of a notebook, the first line of its first cell, else its name."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return "".join(cells[0].source.splitlines()[:1]).lstrip("# ") if cells else notebook.stem
+def run_one(project: Path, options: Namespace, notebook: Path, executed: Path, later: float = 0) -> bool:
+    """Run a notebook, print how it ended, and return whether it is done. `later`: seconds of those that follow."""
+    began, run_id = time.monotonic(), uuid.uuid4().hex
+    own = {"RUNS": str(store.shared()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
+    os.environ |= {f"CLIPMEM_{name}": value for name, value in own.items()}  # which the kernel inherits
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
+    print(f"{PROGRESS} {notebook.stem}", flush=True)
+    try:
+        execute(notebook, executed, parameters(notebook, options))
+        results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
+        prove(executed, results, run_id)
+        report.write(project, executed, options.dataset, options.scale)
+    except NotebookError as error:
+        print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}")
+        sentence, *last = error.args
+        end = [f"log: {executed.with_suffix('.log')}", f"continue: {command(options, notebook.stem)}"]
+        print(*[f"       {line}" for line in [sentence, *(f"  {line}" for line in last), *end]], sep="\n", flush=True)
+        return False
+    print(f"[OK]   {notebook.stem}  done in {duration(time.monotonic() - began)}", flush=True)
+    return True
 
 
-def cleaned(executed: Path) -> nbformat.NotebookNode:
-    """Return an executed notebook without progress lines, and without the defaults that papermill's cell replaced."""
-    book = nbformat.read(executed, as_version=4)
-    tags = [cell.metadata.get("tags", []) for cell in book.cells]
-    if ["injected-parameters"] in tags:
-        book.cells = [cell for cell, own in zip(book.cells, tags, strict=True) if "parameters" not in own]
-    for output in [output for cell in book.cells for output in cell.get("outputs", [])]:
-        if output.output_type == "stream":
-            lines = re.split(r"[\r\n]", output.text)
-            output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
-    return book
+def duration(seconds: float) -> str:
+    """Return "40 seconds" or "55 minutes"."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
-def open_lab(project: Path) -> None:
-    """Become JupyterLab at the tour, in this Python. Does not return."""
-    from lib import store
-
-    settings = store.root() / "jupyter"  # a default that the user's own settings still override
-    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
-    store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
-    os.environ["CLIPMEM_RUNS"] = str(store.shared())  # absolute, because notebooks run in another folder
-    others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
-    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
-    words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
-    print("Opening JupyterLab; start with 00_tour", flush=True)
-    os.execv(sys.executable, words)
+def command(options: Namespace, notebook: str) -> str:
+    """Return the command line that continues at a notebook, given by its stem."""
+    words = [os.environ.get("CLIPMEM_COMMAND", "./run_all.sh"), options.scale]
+    words += ["--only", options.only] if options.only else ["--from", notebook.split("_")[0]]
+    words += [word for name, value in options.given.items() for word in (f"--{name}", str(value))]
+    words += ["--keep-going"] * options.keep_going + ["--publish"] * options.publish
+    return shlex.join(words)  # without --force, which would throw away what is trained by now

@@ -1,7 +1,7 @@
 """Check an answer to an exercise of a notebook: one friendly sentence, and never the answer.
 
 The exercises work on small published tables, so the right numbers are the same for everybody. exercises.json, which
-`python -m lib.answers --write` writes, holds none of them, only the hash of its place on a logarithmic grid.
+`python -m lib.pages --write` writes, holds none of them, only the hash of its place on a logarithmic grid.
 """
 
 import hashlib

@@ -115,13 +115,9 @@ def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: st
 def record(notebook: str, findings: Sequence[Finding], figures: Sequence[str], about: Mapping[str, Any]) -> Path:
     """Write the results file of this very run, a notebook's last act, and return its path.
 
-    It carries the environment variable CLIPMEM_RUN_ID, by which run_all.sh knows its own run. Raise FindingsError for
-    a figure that was declared and not saved.
+    It carries the environment variable CLIPMEM_RUN_ID, by which run_all.sh knows its own run.
     """
     path = store.root() / "results" / f"{about['dataset']}-{about['scale']}" / f"{notebook}.json"
-    for name in figures:
-        if not path.with_name(f"{name}.png").is_file():
-            raise FindingsError(f"{path.with_name(name)}.png: declared, but not saved; call study.keep first")
     results = {"run_id": os.environ.get("CLIPMEM_RUN_ID") or uuid.uuid4().hex, "notebook": notebook}
     entries = [asdict(finding) for finding in findings]
     store.write_json(path, {**results, "about": dict(about), "findings": entries, "figures": list(figures)})
@@ -129,8 +125,7 @@ def record(notebook: str, findings: Sequence[Finding], figures: Sequence[str], a
 
 
 def _table(entries: Any) -> pd.DataFrame:
-    rows: list[Any] = [asdict(Finding(**entry)) for entry in entries]
-    found = pd.DataFrame(rows, columns=[field.name for field in fields(Finding)])
+    found = pd.DataFrame([Finding(**entry) for entry in entries], columns=[field.name for field in fields(Finding)])
     return found.astype(dict.fromkeys(NUMBERS, float) | {"seeds": int})  # refuses what is no number
 
 
@@ -156,9 +151,10 @@ def read_reference(folder: Path) -> pd.DataFrame:
 
 
 def all_references() -> pd.DataFrame:
-    """Return all published findings, one row each, with Finding's fields."""
+    """Return all published findings, one row each, with Finding's fields and the name of their `set`."""
     tables = [read_reference(path.parent) for path in sorted(ROOT.glob("figures/*/findings.json"))]
     rows = pd.concat(tables, ignore_index=True) if tables else _table([])
+    rows = rows.assign(set=rows["dataset"] + "-" + rows["scale"])
     return rows.sort_values(["finding", "claim", "dataset", "scale"], ignore_index=True)
 
 

@@ -6,6 +6,7 @@ The folder `runs/report/<set>/` can be copied anywhere. Its pages run no script 
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,11 +21,31 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-from lib import execute, findings, store
+from lib import findings, store
 from lib.recipes import published_name
 
 TEMPLATES = Path(__file__).with_name("templates")
+PROGRESS = "[....]"  # lines of a notebook's output that begin so are also shown on the terminal
 READ_AFTER = {"01": "02"}  # 02 explains what 01 needs; all other notebooks are read in the order of their numbers
+
+
+def title(notebook: Path) -> str:
+    """Return the title of a notebook, the first line of its first cell, else its name."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "".join(cells[0].source.splitlines()[:1]).lstrip("# ") if cells else notebook.stem
+
+
+def cleaned(executed: Path) -> NotebookNode:
+    """Return an executed notebook without progress lines, and without the defaults that papermill's cell replaced."""
+    book = nbformat.read(executed, as_version=4)
+    tags = [cell.metadata.get("tags", []) for cell in book.cells]
+    if ["injected-parameters"] in tags:
+        book.cells = [cell for cell, own in zip(book.cells, tags, strict=True) if "parameters" not in own]
+    for output in [output for cell in book.cells for output in cell.get("outputs", [])]:
+        if output.output_type == "stream":
+            lines = re.split(r"[\r\n]", output.text)
+            output.text = "\n".join(line for line in lines if not line.startswith(PROGRESS))
+    return book
 
 
 def _mathml(tex: str, display: str) -> str:
@@ -114,13 +135,13 @@ def write(project: Path, executed: Path, dataset: str, scale: str) -> None:
     project that has no page gets one that says so: every link leads somewhere.
     """
     folder, results = store.root() / "report" / executed.parent.name, findings.results_folder(dataset, scale)
-    book, stem = execute.cleaned(executed), executed.stem
+    book, stem = cleaned(executed), executed.stem
     found = json.loads((results / f"{stem}.json").read_bytes())
     for name in found["figures"]:
         for ending in findings.ENDINGS:
             store.write_bytes(folder / "figures" / f"{name}{ending}", (results / f"{name}{ending}").read_bytes())
     found["figures"] = [json.loads((folder / "figures" / f"{name}.json").read_bytes()) for name in found["figures"]]
-    found |= {"title": execute.title(executed), "date": time.strftime("%Y-%m-%d %H:%M")}
+    found |= {"title": title(executed), "date": time.strftime("%Y-%m-%d %H:%M")}
     found["parameters"] = book.metadata.get("papermill", {}).get("parameters", {})
     store.write_json(folder / f"{stem}.json", found)
     stems = [path.stem for path in project.glob("notebooks/[0-9]*.ipynb")]
@@ -138,3 +159,34 @@ def write(project: Path, executed: Path, dataset: str, scale: str) -> None:
     shown |= {"compared": compared(dataset, scale, rows), "books": [json.loads(path.read_bytes()) for path in paths]}
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     store.write_bytes(folder / "index.html", templates.get_template("index.html.j2").render(resources=shown).encode())
+
+
+def print_findings(dataset: str, scale: str, notebooks: list[Path]) -> None:
+    """Print what these notebooks found, and how that compares with the reference."""
+    folder = findings.results_folder(dataset, scale)
+    found = [findings.read_results(folder / f"{path.stem}.json")["findings"] for path in notebooks]
+    if not (rows := pd.concat([pd.DataFrame(), *found])).size:
+        return
+    if scale == "smoke":
+        print(f"\n{len(rows)} numbers; smoke shows that the machinery works, and nothing is decided.")
+        return
+    print("\nFindings: verdict, value [95 % interval], claim")
+    for row in rows.itertuples():
+        value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
+        verdict, interval = f"{row.verdict:<{rows['verdict'].str.len().max()}}", f"{value} [{low}, {high}]"
+        print(f"{verdict}  {interval:<24}  {row.finding} {row.claim}{f' ({row.reason})' * bool(row.reason)}")
+    if sentence := compared(dataset, scale, rows):
+        print(sentence)
+
+
+def print_list(dataset: str, scale: str, notebooks: list[Path]) -> None:
+    """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
+    own = findings.results_folder(dataset, scale)
+    reference = findings.reference_folder(dataset, scale)
+    known = findings.read_reference(reference) if reference.is_dir() else pd.DataFrame(columns=["notebook", "verdict"])
+    for path in notebooks:
+        results, counts = own / f"{path.stem}.json", Counter(known.loc[known["notebook"] == path.stem, "verdict"])
+        made = time.localtime(results.stat().st_mtime) if results.is_file() else None
+        here = time.strftime("run %Y-%m-%d %H:%M", made) if made else "not run"
+        committed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing"
+        print(f"{path.stem}  {title(path)}\n    here: {here}\n    committed: {committed}")

@@ -7,13 +7,10 @@ before anything is installed.
 """
 
 import os
-import shlex
 import signal
 import sys
 import time
-import uuid
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from pathlib import Path
 
 from lib.recipes import SCALES, did_you_mean, slug
@@ -41,7 +38,7 @@ def parse(words: list[str]) -> Namespace:
     if options.scale not in SCALES:
         hint = did_you_mean(options.scale, SCALES)
         parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
-    course, secret = os.path.expanduser(options.course), ROOT / "lib" / "answers.py"
+    course, secret = os.path.expanduser(options.course), ROOT / "lib" / "course.py"
     wrong = {
         "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
         "--precision: expected fp32 or bf16": options.precision not in ("", "fp32", "bf16"),
@@ -56,18 +53,9 @@ def parse(words: list[str]) -> Namespace:
     path = os.path.abspath(os.path.expanduser(options.dataset))
     if os.path.exists(path) and slug(options.dataset) != options.dataset:  # a built-in name is its own slug
         options.dataset = path  # because notebooks run in another folder
+    values = {name: getattr(options, name) for name in DEFAULTS if name not in ("only", "from", "course")}
+    options.given = {name: value for name, value in values.items() if value != DEFAULTS[name]}
     return options
-
-
-def command(options: Namespace, notebook: str) -> str:
-    """Return the command line that continues at a notebook, given by its stem."""
-    words = [os.environ.get("CLIPMEM_COMMAND", "./run_all.sh"), options.scale]
-    words += ["--only", options.only] if options.only else ["--from", notebook.split("_")[0]]
-    for name in ("dataset", "captions", "image", "models", "seen", "seeds", "jobs", "precision", "ray"):
-        if getattr(options, name) != DEFAULTS[name]:
-            words += [f"--{name}", str(getattr(options, name))]
-    words += ["--keep-going"] * options.keep_going + ["--publish"] * options.publish
-    return shlex.join(words)  # without --force, which would throw away what is trained by now
 
 
 def chosen(project: Path, options: Namespace) -> list[Path]:
@@ -78,30 +66,27 @@ def chosen(project: Path, options: Namespace) -> list[Path]:
     return fits if options.only or not fits else every[every.index(fits[0]) :]
 
 
-def duration(seconds: float) -> str:
-    """Return "40 seconds" or "55 minutes"."""
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+def open_lab(project: Path) -> None:
+    """Become JupyterLab at the tour, in this Python. Does not return."""
+    from lib import store
 
-
-def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
-    """Print what the run will cost. Return the seconds of each notebook."""
-    from lib import store, study
-
-    store.rebuild(float(os.environ["CLIPMEM_BEGUN"]) if options.force else 0)
-    where = (options.scale, options.dataset, options.seeds, options.captions, options.image)
-    costs = study.cost([path.stem for path in notebooks], *where)
-    models, absent = sum(row[1] for row in costs), sum(row[2] for row in costs)
-    left = f"about {duration(sum(row[3] for row in costs))} on this machine" if absent else "nothing to train"
-    count = "1 notebook" if len(notebooks) == 1 else f"{len(notebooks)} notebooks"
-    print(f"{count}, {models} models, {models - absent} in the store, {left}", flush=True)
-    return [row[3] for row in costs]
+    settings = store.root() / "jupyter"  # a default that the user's own settings still override
+    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks no question about news
+    store.write_json(settings / "labconfig" / "default_setting_overrides.json", quiet)
+    os.environ["CLIPMEM_RUNS"] = str(store.shared())  # absolute, because notebooks run in another folder
+    others = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join([str(settings), *filter(None, others)])
+    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}", "--log-level=WARN"]
+    words += ["--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb", *["--allow-root"] * (os.geteuid() == 0)]
+    print("Opening JupyterLab; start with 00_tour", flush=True)
+    os.execv(sys.executable, words)
 
 
 def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     """Check, run the notebooks, print what they found. Return the exit status: 0, or 1 where one failed."""
     from filelock import FileLock, Timeout
 
-    from lib import execute, store
+    from lib import execute, findings, report, store
 
     execute.check(options, notebooks)
     folder, done = store.root() / "executed" / f"{slug(options.dataset)}-{options.scale}", []
@@ -114,115 +99,59 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
 
                 sweep.on_ray(sweep.wanted(options), options.ray)
             for number, notebook in enumerate(notebooks):
-                if run_one(project, options, notebook, folder, sum(seconds[number + 1 :])):
+                if execute.run_one(project, options, notebook, folder / notebook.name, sum(seconds[number + 1 :])):
                     done.append(notebook)
                 elif not options.keep_going:
                     break
     except Timeout:
         print("[FAIL] another run_all.sh is at this data set and scale. Wait for it, or stop it.", file=sys.stderr)
         return 1
-    print_findings(options, done)
+    report.print_findings(options.dataset, options.scale, done)
     where = f"Report: {(store.root() / 'report' / folder.name / 'index.html').as_uri()}" if done else ""
     print(f"\n{len(done)} of {len(notebooks)} notebooks done. {where}", flush=True)
-    if options.publish and len(done) == len(notebooks):
-        publish(project, options, done, folder)
-    return int(len(done) < len(notebooks))
+    if options.publish and done == notebooks:
+        from lib import pages  # which a student's copy cannot import
+
+        reference = findings.publish(options.dataset, options.scale, [path.stem for path in notebooks])
+        for tour in [path for path in notebooks if path.stem == "00_tour"]:
+            execute.run_one(project, options, tour, folder / tour.name)  # again, because it shows the reference
+        pages.publish(options.dataset, options.scale, [folder / path.name for path in notebooks])
+        print(f"Published in {reference}, figures/README.md and README.md")
+    return int(done != notebooks)
 
 
-def publish(project: Path, options: Namespace, notebooks: list[Path], folder: Path) -> None:
-    """Make the results the reference, run the tour again, which shows it, and write all pages."""
-    from lib import answers, exercises, findings, pages, store
+def estimate(options: Namespace, notebooks: list[Path]) -> list[float]:
+    """Print what the run will cost. Return the seconds of each notebook."""
+    from lib import execute, store, study
 
-    reference = findings.publish(options.dataset, options.scale, [path.stem for path in notebooks])
-    if reference == exercises.TABLES:  # the exercises work on these tables
-        store.write_json(exercises.KNOWN, answers.entries())
-    for tour in [path for path in notebooks if path.stem == "00_tour"]:
-        run_one(project, options, tour, folder, 0)
-    pages.publish(options.dataset, options.scale, [folder / path.name for path in notebooks])
-    print(f"Published in {reference}, figures/README.md and README.md")
-
-
-def run_one(project: Path, options: Namespace, notebook: Path, folder: Path, later: float) -> bool:
-    """Run a notebook, print how it ended, and return whether it is done. `later`: seconds of those that follow."""
-    from lib import execute, findings, report, store
-
-    began, run_id, executed = time.monotonic(), uuid.uuid4().hex, folder / notebook.name
-    results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
-    own = {"RUNS": str(store.shared()), "RUN_ID": run_id, "LOGGED": "1", "LATER": str(round(later))}
-    os.environ |= {f"CLIPMEM_{name}": value for name, value in own.items()}  # which the kernel inherits
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning at each start otherwise
-    print(f"{execute.PROGRESS} {notebook.stem}", flush=True)
-    try:
-        execute.execute(notebook, folder, execute.parameters(notebook, options))
-        execute.prove(executed, results, run_id)
-        report.write(project, executed, options.dataset, options.scale)
-    except execute.NotebookError as error:
-        print(f"[FAIL] {notebook.stem}  after {duration(time.monotonic() - began)}")
-        sentence, *last = error.args
-        end = [f"log: {executed.with_suffix('.log')}", f"continue: {command(options, notebook.stem)}"]
-        print(*[f"       {line}" for line in [sentence, *(f"  {line}" for line in last), *end]], sep="\n", flush=True)
-        return False
-    print(f"[OK]   {notebook.stem}  done in {duration(time.monotonic() - began)}", flush=True)
-    return True
-
-
-def print_findings(options: Namespace, notebooks: list[Path]) -> None:
-    """Print what these notebooks found, and how that compares with the reference."""
-    import pandas as pd
-
-    from lib import findings, report
-
-    folder = findings.results_folder(options.dataset, options.scale)
-    found = [findings.read_results(folder / f"{path.stem}.json")["findings"] for path in notebooks]
-    if not (rows := pd.concat([pd.DataFrame(), *found])).size:
-        return
-    if options.scale == "smoke":
-        print(f"\n{len(rows)} numbers; smoke shows that the machinery works, and nothing is decided.")
-        return
-    print("\nFindings: verdict, value [95 % interval], claim")
-    for row in rows.itertuples():
-        value, low, high = ("-" if pd.isna(v) else f"{v:.3f}" for v in (row.value, row.low, row.high))
-        verdict, interval = f"{row.verdict:<{rows['verdict'].str.len().max()}}", f"{value} [{low}, {high}]"
-        print(f"{verdict}  {interval:<24}  {row.finding} {row.claim}{f' ({row.reason})' * bool(row.reason)}")
-    if sentence := report.compared(options.dataset, options.scale, rows):
-        print(sentence)
-
-
-def print_list(options: Namespace, notebooks: list[Path]) -> None:
-    """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
-    from lib import execute, findings
-
-    own = findings.results_folder(options.dataset, options.scale)
-    reference = findings.reference_folder(options.dataset, options.scale)
-    known = findings.read_reference(reference) if reference.is_dir() else None
-    for path in notebooks:
-        results, here, committed = own / f"{path.stem}.json", "not run", "nothing"
-        if results.is_file():
-            here = time.strftime("run %Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
-        if known is not None and path.stem in set(known["notebook"]):
-            counts = Counter(known.loc[known["notebook"] == path.stem, "verdict"])
-            committed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        print(f"{path.stem}  {execute.title(path)}\n    here: {here}\n    committed: {committed}")
+    store.rebuild(float(os.environ["CLIPMEM_BEGUN"]) if options.force else 0)
+    where = (options.scale, options.dataset, options.seeds, options.captions, options.image)
+    costs = study.cost([path.stem for path in notebooks], *where)
+    models, absent = sum(row[1] for row in costs), sum(row[2] for row in costs)
+    left = f"about {execute.duration(sum(row[3] for row in costs))} on this machine" if absent else "nothing to train"
+    count = "1 notebook" if len(notebooks) == 1 else f"{len(notebooks)} notebooks"
+    print(f"{count}, {models} models, {models - absent} in the store, {left}", flush=True)
+    return [row[3] for row in costs]
 
 
 def start(project: Path, options: Namespace) -> int:
     """Do what the options say, and return the exit status."""
-    from lib import captions, execute, findings, store
+    from lib import captions, execute, findings, report, store
 
-    notebooks = chosen(project, options)
+    notebooks, word = chosen(project, options), options.only or options.start
     try:
         if options.lab:
-            execute.open_lab(project)
+            open_lab(project)
         elif options.list:
-            print_list(options, notebooks)
+            report.print_list(options.dataset, options.scale, notebooks)
         elif options.course:
-            from lib import course
+            from lib import course  # which a student's copy lacks
 
             course.build(Path(options.course).expanduser())
         elif notebooks:
             return run_all(project, options, notebooks)
         else:
-            stems, word = [path.stem for path in chosen(project, parse([]))], options.only or options.start
+            stems = [path.stem for path in chosen(project, parse([]))]
             raise execute.NotebookError(f"no notebook is called {word!r}: {', '.join(stems)}")
         return 0
     except (execute.NotebookError, captions.DataError, findings.FindingsError, store.StoreError) as error:

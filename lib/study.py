@@ -205,14 +205,11 @@ def cost(
     known: set[Recipe] = set()
     found = []
     for notebook in notebooks:
-        count, absent, seconds = 0, [], 0.0
-        if notebook in CONDITIONS:
-            conditions = plan(notebook, scale, dataset, captions, image)[1]
-            needed = [recipe for recipe in all_models(conditions, range(seeds)) if recipe not in known]
-            count, absent = len(needed), runs.missing(needed)
-            seconds = estimate_seconds(absent)
-            known |= set(needed)
-        found.append((notebook, count, len(absent), START + seconds))
+        conditions = plan(notebook, scale, dataset, captions, image)[1] if notebook in CONDITIONS else {}
+        needed = [recipe for recipe in all_models(conditions, range(seeds)) if recipe not in known]
+        absent = runs.missing(needed)
+        found.append((notebook, len(needed), len(absent), START + estimate_seconds(absent)))
+        known |= set(needed)
     return found
 
 

@@ -13,11 +13,12 @@ import papermill
 import pytest
 from conftest import ROOT
 
-from lib import answers, exercises, run
+from lib import exercises, run
+from lib.course import answer, guide, mistakes
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: ./run_all.sh --test installs it")
 pytest.importorskip("sphinx_revealjs", reason="sphinx-revealjs is not installed: ./run_all.sh --test installs it")
-NUMBERS = {name: answers.answer(name) for name, about in answers.guide().items() if "scores" not in about}
+NUMBERS = {name: answer(name) for name, about in guide().items() if "scores" not in about}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_solutions_in_the_notebooks_are_right_and_the_untouched_copy_passes_
 def test_students_get_no_solution_and_no_number(course):
     student = course / "student"
     names = {path.name for path in student.rglob("*")}
-    assert not names & {"answers.py", "answers.toml", "teaching", "course.py", "executed", "key.md.j2"}
+    assert not names & {"answers.toml", "teaching", "course.py", "executed", "key.md.j2"}
     for path in student.rglob("*"):
         if path.suffix in (".py", ".json", ".ipynb", ".md", ".sh", ".yml", ".csv"):
             text = path.read_text(encoding="utf-8")
@@ -87,7 +88,7 @@ def test_copies_are_fit_for_nbgrader_papermill_and_the_reader(course):
     for copy in ("student", "instructor"):
         for path, book in books(course / copy).items():
             parts = {part: graded(book, part) for part in ("question", "answer", "check")}
-            count = sum(name.startswith(path.stem[:2]) for name in answers.guide())
+            count = sum(name.startswith(path.stem[:2]) for name in guide())
             assert [len(cells) for cells in parts.values()] == [count] * 3
             assert [cell.metadata.nbgrader.points for cell in parts["check"]] == _stars(parts)
             locked = [not cell.metadata.get("editable", True) for part in ("question", "check") for cell in parts[part]]
@@ -106,10 +107,10 @@ def _stars(parts):
 
 def test_the_key_names_every_number_and_mistake_and_the_lesson_plan_its_points(course):
     key = (course / "instructor" / "README.md").read_text()
-    for name, about in answers.guide().items():
+    for name, about in guide().items():
         assert f"## {name} ★" in key and about["discussion"] in key
-        assert all(hint.strip() in key for hint in answers.mistakes(name))
-        right = answers.answer(name)
+        assert all(hint.strip() in key for hint in mistakes(name))
+        right = answer(name)
         assert np.ndim(right) or f"**Expected:** {right:.4g}" in key
     plan = (course / "README.md").read_text()
     points = [sum(_stars({"question": graded(book, "question")})) for book in books(course / "student").values()]

@@ -254,4 +254,4 @@ def test_models_of_ones_own_go_to_the_notebook_that_has_them(project, capfd, tmp
     assert found["models"] == f"RN50:{tmp_path}/a.pt,local-dir:{tmp_path}/b"
     assert found["seen"] == f"mine,{tmp_path}/a.pt"
     assert execute.parameters(own, parse(["--models", "hf-hub:a/b,RN50:openai"]))["models"] == "hf-hub:a/b,RN50:openai"
-    assert run.command(parse(words), "05_own").endswith("--models 'RN50:a.pt, local-dir:b' --seen mine,a.pt")
+    assert execute.command(parse(words), "05_own").endswith("--models 'RN50:a.pt, local-dir:b' --seen mine,a.pt")

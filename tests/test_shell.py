@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lib import run
-from lib.run import command, parse
+from lib.execute import command
+from lib.run import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 WRONG = {
