@@ -17,6 +17,8 @@
 #   --jobs N                train N models side by side (default: one per core, or one on an accelerator)
 #   --precision fp32|bf16   compute products in fp32 or bf16 (default: bf16 where the hardware multiplies it)
 #   --ray ADDRESS           train on the machines of a Ray cluster (local: on this one); then run the notebooks here
+#   --share I/N             train the I-th of N shares of the models, and end; start all N on machines that share the store
+#   --export DIR            write the split of f and g as WebDataset shards for open_clip_train (--models ARCHITECTURE)
 #   --force                 train again what is already trained
 #   --keep-going            go on to the next notebook after one that failed
 #   --publish               afterwards copy the results to figures/, the reference, and list them in figures/README.md

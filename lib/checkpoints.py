@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from lib import model as models
 from lib import runs, sources, store
 from lib.captions import DataError
 from lib.data import identity, prepare
-from lib.recipes import CORRUPTED, Recipe, did_you_mean, model_config
-from lib.train import HALVES
+from lib.recipes import Recipe, did_you_mean, model_config
 
 
 class CheckpointError(DataError):
@@ -90,19 +88,6 @@ def export(recipe: Recipe, folder: Path) -> None:
     words[torch.from_numpy(prepared.token_ids)] = tensors["token_embedding.weight"]
     store.write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
     store.write_tensors(folder / "open_clip_model.safetensors", tensors | {"token_embedding.weight": words})
-
-
-def export_pairs(recipe: Recipe, folder: Path) -> None:
-    """Write the pool and external pairs of a recipe, as they are trained on, to `pairs.parquet`: image, caption,
-    corruption, and whether f (seen_f) and g (seen_g) of its seed were trained on them."""
-    prepared, files = prepare(recipe.data), []
-    table = prepared.table[prepared.table["subset"].isin(CORRUPTED)][["caption", "corruption"]]
-    for row in table.index:
-        files.append(BytesIO())
-        Image.fromarray(prepared.images[row].transpose(1, 2, 0).copy()).save(files[-1], "PNG")
-    halves = {f"seen_{name}": prepared.half(half, recipe.seed) for name, half in zip("fg", HALVES, strict=True)}
-    seen = {name: table.index.isin(rows) for name, rows in halves.items()}
-    store.write_table(folder / "pairs.parquet", table.assign(image=[file.getvalue() for file in files], **seen))
 
 
 def open_source(dataset: str, image: str, captions: Sequence[str], seen: Sequence[str]) -> Source:

@@ -24,6 +24,7 @@ from torch import Tensor
 from lib import checkpoints, figures, runs, scores, store, study
 from lib.captions import DataError
 from lib.checkpoints import Checkpoint, CheckpointError, Source
+from lib.export import export_pairs
 from lib.model import random_crops
 from lib.recipes import f_and_g
 from lib.sources import Row
@@ -54,7 +55,7 @@ def begin(
     if not names or dataset == "scenes":
         base = study.plan("02_miscaptioned_memorization", scale, dataset, captions, image)[1]["CLIP"]
         key = runs.run_key(base)
-        folder = store.get_or_build("export", f"{key}-pairs", partial(checkpoints.export_pairs, base), {"run": key})
+        folder = store.get_or_build("export", f"{key}-pairs", partial(export_pairs, base), {"run": key})
         where, columns, image = str(folder / "pairs.parquet"), ["caption"], "image"
     if names:
         loaded = [checkpoints.load(name) for name in names]

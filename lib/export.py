@@ -1,52 +1,62 @@
-"""The split of f and of g as WebDataset shards, for models that open_clip_train trains on many accelerators.
+"""A data set for other programs: the scored pairs as one file, and the split of f and of g as WebDataset shards.
 
-python -m lib.export FOLDER ARCHITECTURE [SCALE] [--dataset …]    write the shards; print what trains and scores f and g
-
-ARCHITECTURE is any model of open_clip, such as ViT-B-32. Beside the shards lies `pairs.parquet` with every scored pair,
-what was planted in it, and which of the two models saw it: notebook 05 scores the trained checkpoints on it.
+./run_all.sh [SCALE] --export FOLDER --models ARCHITECTURE writes both, for models that open_clip_train trains on many
+accelerators, and prints the commands that train f and g, and score them by notebook 05. ARCHITECTURE is any model of
+open_clip, such as ViT-B-32.
 """
 
-import io
 import json
 import shlex
-import sys
 import tarfile
-from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import open_clip
+from open_clip import list_models
 from PIL import Image
 from tqdm import tqdm
 
-from lib import checkpoints, store, train
+from lib import store
 from lib.captions import DataError
 from lib.data import Prepared, prepare
-from lib.recipes import Recipe, f_and_g
-from lib.run import parse
-from lib.study import plan
+from lib.recipes import CORRUPTED, Recipe, did_you_mean, f_and_g
+from lib.train import HALVES, training_rows
 
-SHARD = 5000  # pairs per file: a few hundred megabytes at 224 pixels
+SHARD, LEAST = 1000, 16  # pairs per file, and files: open_clip_train wants one for each worker of each process
 PROCESSES = 2  # of the printed commands: one per accelerator; together they hold a batch of the recipe
+
+
+def png(prepared: Prepared, row: int) -> bytes:
+    """Return the picture of a row as it is trained on, as the bytes of a PNG file."""
+    Image.fromarray(prepared.images[row].transpose(1, 2, 0).copy()).save(file := BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def export_pairs(recipe: Recipe, folder: Path) -> None:
+    """Write the pool and external pairs of a recipe, as they are trained on, to `pairs.parquet`: image, caption,
+    corruption, and whether f (seen_f) and g (seen_g) of its seed were trained on them."""
+    prepared = prepare(recipe.data)
+    table = prepared.table[prepared.table["subset"].isin(CORRUPTED)][["caption", "corruption"]]
+    halves = {f"seen_{name}": prepared.half(half, recipe.seed) for name, half in zip("fg", HALVES, strict=True)}
+    seen = {name: table.index.isin(rows) for name, rows in halves.items()}
+    store.write_table(folder / "pairs.parquet", table.assign(image=[png(prepared, row) for row in table.index], **seen))
 
 
 def write_shards(prepared: Prepared, rows: np.ndarray, folder: Path) -> str:
     """Write pairs as `00000.tar`, …, each pair a .png, a .txt (its caption) and a .json (pair_id and what was planted);
     return the name of all of them, as open_clip_train takes it."""
-    count = -(-len(rows) // SHARD)
+    count = max(LEAST, -(-len(rows) // SHARD))
     for shard, part in enumerate(np.array_split(rows, count)):
         with store.atomic(folder / f"{shard:05}.tar") as temporary, tarfile.open(temporary, "w") as tar:
             for row in tqdm(part, f"writing {folder.name}/{shard:05}.tar", leave=False):
                 truth = {name: prepared.table.loc[row, name] for name in ("pair_id", "corruption", "share_swapped")}
-                picture = io.BytesIO()
-                Image.fromarray(prepared.images[row].transpose(1, 2, 0).copy()).save(picture, "PNG")
-                contents = {"png": picture.getvalue(), "txt": prepared.captions[row][0].encode()}
+                contents = {"png": png(prepared, row), "txt": prepared.captions[row][0].encode()}
                 contents["json"] = json.dumps(truth, default=lambda number: number.item()).encode()
                 for ending, content in contents.items():
                     entry = tarfile.TarInfo(f"{row:08}.{ending}")
                     entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-    return str(folder / ("00000.tar" if count == 1 else f"{{00000..{count - 1:05}}}.tar"))
+                    tar.addfile(entry, BytesIO(content))
+    return str(folder / f"{{00000..{count - 1:05}}}.tar")
 
 
 def commands(base: Recipe, folder: Path, architecture: str, seen: dict[str, tuple[str, int]]) -> list[str]:
@@ -58,41 +68,25 @@ def commands(base: Recipe, folder: Path, architecture: str, seen: dict[str, tupl
         words = {
             "train-data": shards, "dataset-type": "webdataset", "train-num-samples": count, "model": architecture,
             "epochs": base.epochs, "batch-size": base.batch // PROCESSES, "lr": base.lr, "wd": base.weight_decay,
-            "warmup": round(base.warmup * steps), "seed": base.seed, "precision": "amp_bf16", "logs": folder / "logs",
-            "name": name,
+            "warmup": round(base.warmup * steps), "seed": base.seed, "precision": "amp_bf16", "workers": 2,
+            "logs": folder / "logs", "name": name,
         }  # fmt: skip
         listed = [word for option, value in words.items() for word in (f"--{option}", str(value))]
-        found.append(["torchrun", f"--nproc-per-node={PROCESSES}", "-m", "open_clip_train.main", *listed])
+        found.append(["torchrun", f"--nproc-per-node={PROCESSES}", "-m", "--", "open_clip_train.main", *listed])
         ends.append(f"{architecture}:{folder / 'logs' / name / 'checkpoints' / f'epoch_{base.epochs}.pt'}")
     score = ["./run_all.sh", "--only", "05", "--dataset", str(folder / "pairs.parquet"), "--models", ",".join(ends)]
     return list(map(shlex.join, [*found, [*score, "--seen", "seen_f,seen_g"]]))
 
 
 def export(base: Recipe, folder: Path, architecture: str) -> list[str]:
-    """Write the shards of f and g of a recipe, and the pairs to score. Return the commands to give then, in order."""
+    """Write the shards of f and g of a recipe, and the pairs to score. Return the commands to give then, in order.
+    Raise DataError for an architecture that open_clip does not have."""
+    if architecture not in list_models():
+        hint = did_you_mean(architecture, list_models())
+        raise DataError(f"--models: open_clip has no architecture {architecture!r}.{hint}")
     prepared, seen = prepare(base.data), {}
     for name, recipe in zip("fg", f_and_g(base, base.seed), strict=True):
-        rows = train.training_rows(recipe, prepared)
+        rows = training_rows(recipe, prepared)
         seen[name] = write_shards(prepared, rows, folder / name), len(rows)
-    checkpoints.export_pairs(base, folder)
+    export_pairs(base, folder)
     return commands(base, folder, architecture, seen)
-
-
-def main(words: Sequence[str]) -> int:
-    """Do what the module's head says; return the exit status."""
-    if len(words) < 2 or words[0].startswith("-") or words[1] not in open_clip.list_models():
-        print("[FAIL] python -m lib.export FOLDER ARCHITECTURE [SCALE] [options]; open_clip.list_models() lists the "
-              "architectures", file=sys.stderr)  # fmt: skip
-        return 2
-    options, folder = parse(list(words[2:])), Path(words[0]).expanduser().absolute()
-    try:
-        where = (options.scale, options.dataset, options.captions, options.image)
-        print(*export(plan("02_miscaptioned_memorization", *where)[1]["CLIP"], folder, words[1]), sep="\n\n")
-    except (DataError, store.StoreError) as error:
-        print(f"[FAIL] {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from lib.recipes import SCALES, did_you_mean, slug
 ROOT = Path(__file__).resolve().parent.parent
 # Options with a value: seeds as in the notebooks; jobs 0 and precision "" stand for what is right for this machine
 DEFAULTS = dict(dataset="scenes", captions="", image="", only="", seeds=5, jobs=0, precision="", course="")
-DEFAULTS |= {"from": "", "models": "", "seen": "", "ray": ""}
+DEFAULTS |= {"from": "", "models": "", "seen": "", "ray": "", "share": "", "export": ""}
 FLAGS = ("force", "keep-going", "publish", "list", "lab")
 
 
@@ -43,6 +43,9 @@ def parse(words: list[str]) -> Namespace:
         "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
         "--precision: expected fp32 or bf16": options.precision not in ("", "fp32", "bf16"),
         "--only and --from: use one of them": options.only and options.start,
+        "--share: expected I/N with I from 1 to N, such as 3/16": options.share and not _is_share(options.share),
+        "--export: name the architecture that will be trained, such as --models ViT-B-32": options.export
+        and (not options.models or set(options.models) & set(":,")),
         "--dataset: expected a name or a path, got an empty text": not options.dataset.strip(),
         f"--course: {course} exists and is not empty; name a new folder": os.path.isfile(course)
         or (os.path.isdir(course) and os.listdir(course)),
@@ -56,6 +59,11 @@ def parse(words: list[str]) -> Namespace:
     values = {name: getattr(options, name) for name in DEFAULTS if name not in ("only", "from", "course")}
     options.given = {name: value for name, value in values.items() if value != DEFAULTS[name]}
     return options
+
+
+def _is_share(text: str) -> bool:
+    index, _, count = text.partition("/")
+    return index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
 
 
 def chosen(project: Path, options: Namespace) -> list[Path]:
@@ -86,18 +94,21 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     """Check, run the notebooks, print what they found. Return the exit status: 0, or 1 where one failed."""
     from filelock import FileLock, Timeout
 
-    from lib import execute, findings, report, store
+    from lib import execute, findings, report, store, study, sweep
 
+    stems = [path.stem for path in notebooks]
+    where = (options.scale, options.dataset, options.seeds, options.captions, options.image)
     execute.check(options, notebooks)
+    if options.share:
+        sweep.share(study.wanted(stems, *where), options.share)
+        return 0
     folder, done = store.root() / "executed" / f"{slug(options.dataset)}-{options.scale}", []
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             seconds = estimate(options, notebooks)
             if options.ray:
-                from lib import sweep
-
-                sweep.on_ray(sweep.wanted(options), options.ray)
+                sweep.on_ray(study.wanted(stems, *where), options.ray)
             for number, notebook in enumerate(notebooks):
                 if execute.run_one(project, options, notebook, folder / notebook.name, sum(seconds[number + 1 :])):
                     done.append(notebook)
@@ -107,8 +118,8 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
         print("[FAIL] another run_all.sh is at this data set and scale. Wait for it, or stop it.", file=sys.stderr)
         return 1
     report.print_findings(options.dataset, options.scale, done)
-    where = f"Report: {(store.root() / 'report' / folder.name / 'index.html').as_uri()}" if done else ""
-    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {where}", flush=True)
+    page = f"Report: {(store.root() / 'report' / folder.name / 'index.html').as_uri()}" if done else ""
+    print(f"\n{len(done)} of {len(notebooks)} notebooks done. {page}", flush=True)
     if options.publish and done == notebooks:
         from lib import pages  # which a student's copy cannot import
 
@@ -144,6 +155,12 @@ def start(project: Path, options: Namespace) -> int:
             open_lab(project)
         elif options.list:
             report.print_list(options.dataset, options.scale, notebooks)
+        elif options.export:
+            from lib import export, study
+
+            where = (options.scale, options.dataset, options.captions, options.image)
+            base = study.plan("02_miscaptioned_memorization", *where)[1]["CLIP"]
+            print(*export.export(base, Path(options.export).expanduser().absolute(), options.models), sep="\n\n")
         elif options.course:
             from lib import course  # which a student's copy lacks
 

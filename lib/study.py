@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from lib import figures, findings, runs, store, train
 from lib import model as models
 from lib.captions import DataError
+from lib.conditions import CONDITIONS
 from lib.data import Prepared, prepare
-from lib.recipes import CONDITIONS, SCALES, Recipe, all_models, at_scale, did_you_mean, published_name, slug
+from lib.recipes import SCALES, Recipe, all_models, at_scale, did_you_mean, published_name, slug
 from lib.runs import run_parallel, side_by_side
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
@@ -160,6 +161,12 @@ def plan(notebook: str, scale: str, dataset: str, captions: str, image: str) -> 
         )
     possible = {name: one for name, one in conditions.items() if one.n_captions <= prepared.tokens.shape[1]}
     return prepared, {name: replace(one, data=prepare(one.data).data) for name, one in possible.items()}
+
+
+def wanted(notebooks: Sequence[str], scale: str, data: str, seeds: int, captions: str, image: str) -> list[Recipe]:
+    """Return every model that some notebooks need, each once. Raise as `begin`."""
+    conditions = [plan(n, scale, data, captions, image)[1] for n in notebooks if n in CONDITIONS]
+    return list(dict.fromkeys(recipe for one in conditions for recipe in all_models(one, range(seeds))))
 
 
 def provenance(

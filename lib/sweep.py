@@ -1,33 +1,20 @@
 """The models of a run on many machines. The store, on a folder that all of them see, is the only place where they meet.
 
-python -m lib.sweep I/N [SCALE] [options of run_all.sh]    train every N-th model, beginning with the I-th, and end
+./run_all.sh [SCALE] --share I/N     train every N-th model, beginning with the I-th, and end: start it N times
+./run_all.sh [SCALE] --ray ADDRESS   train all of them with Ray (https://docs.ray.io, core tasks alone), then go on here
 
-Start it N times, on one machine or as the tasks of a scheduler, then ./run_all.sh with the same options: it finds what
-is trained. ./run_all.sh --ray ADDRESS does all of it with Ray (https://docs.ray.io, core tasks alone). A worker that
-dies loses nothing: another one continues its model from the checkpoint in the store.
+A worker that dies loses nothing: another one continues its model from the checkpoint in the store.
 """
 
 import os
-import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from lib import runs, store, study
-from lib.captions import DataError
+from lib import runs, store
 from lib.execute import NotebookError
 from lib.model import precision
-from lib.recipes import CONDITIONS, Recipe, all_models, needed_before
-from lib.run import ROOT, chosen, parse
-
-
-def wanted(options: Namespace) -> list[Recipe]:
-    """Return every model that the notebooks of some options need, each once, first those that others start from."""
-    found: list[Recipe] = []
-    for notebook in [path.stem for path in chosen(ROOT, options) if path.stem in CONDITIONS]:
-        where = (options.scale, options.dataset, options.captions, options.image)
-        found += all_models(study.plan(notebook, *where)[1], range(options.seeds))
-    return sorted(dict.fromkeys(found), key=lambda recipe: bool(needed_before(recipe)))
+from lib.recipes import Recipe, needed_before
+from lib.store import ROOT
 
 
 def on_ray(recipes: Sequence[Recipe], address: str) -> None:
@@ -69,24 +56,10 @@ def _train(recipe: Recipe) -> None:
     runs.run(recipe)
 
 
-def main(words: Sequence[str]) -> int:
-    """Train one share of the models; return the exit status."""
-    index, _, count = (words[0] if words else "").partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        print("[FAIL] python -m lib.sweep I/N [SCALE] [options of run_all.sh], with I from 1 to N", file=sys.stderr)
-        return 2
-    try:
-        options = parse(list(words[1:]))
-        os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
-        own = wanted(options)[int(index) - 1 :: int(count)]
-        absent = runs.missing(own)
-        print(f"worker {index} of {count}: {len(own)} models, {len(own) - len(absent)} in the store", flush=True)
-        runs.train_all(own)
-    except (DataError, store.StoreError, FloatingPointError) as error:
-        print(f"[FAIL] {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def share(recipes: Sequence[Recipe], which: str) -> None:
+    """Train the I-th of N shares of what is wanted, `which` = "I/N", such as "3/16"."""
+    index, count = map(int, which.split("/"))
+    own = recipes[index - 1 :: count]
+    absent = runs.missing(own)
+    print(f"share {which}: {len(own)} models, {len(own) - len(absent)} in the store", flush=True)
+    runs.train_all(own)

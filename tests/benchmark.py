@@ -3,7 +3,7 @@
     python tests/benchmark.py [FILE]        FILE: keep the numbers there, as JSON
 
 Ten minutes on two cores; nothing else should run meanwhile. Images and captions are made up, with sizes and caption
-lengths as in Flickr8k. The rows on open_clip_train need two more packages (pip install braceexpand webdataset).
+lengths as in Flickr8k. The rows on open_clip_train need the test tools.
 """
 
 from __future__ import annotations

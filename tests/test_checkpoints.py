@@ -11,7 +11,7 @@ import pytest
 import torch
 from photo_sets import caption, columns, write_parquet
 
-from lib import checkpoints, embeddings, runs, scores, stats
+from lib import checkpoints, embeddings, export, runs, scores, stats
 from lib.captions import DataError
 from lib.checkpoints import CheckpointError, load, open_source
 from lib.data import prepare
@@ -38,7 +38,7 @@ def exported(recipes, tmp_path):
 
 @pytest.fixture
 def pairs(recipes, tmp_path):
-    checkpoints.export_pairs(recipes[0], tmp_path)
+    export.export_pairs(recipes[0], tmp_path)
     return str(tmp_path / "pairs.parquet")
 
 

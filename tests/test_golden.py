@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lib import interventions, stats, study, tables
-from lib.recipes import CONDITIONS
+from lib.conditions import CONDITIONS
 
 GOLDEN = {"2a": -0.00244302, "2f": -0.0867919, "2i": 0.0105859, "3b": 0.0712776, "4f": 0.0105362}  # 2 seeds, fp32
 

@@ -7,8 +7,10 @@ from dataclasses import fields, replace
 
 import pytest
 
+from lib import conditions as compared
 from lib import recipes
-from lib.recipes import CONDITIONS, Data, Recipe, all_models, at_scale, f_and_g, key, needed_before, slug
+from lib.conditions import CONDITIONS
+from lib.recipes import Data, Recipe, all_models, at_scale, f_and_g, key, needed_before, slug
 
 MORE = {str: "x", int: 1, float: 1.0, tuple: ("x",)}  # added to a value it gives another one
 SCENES, PHOTOS = at_scale("laptop", "scenes"), at_scale("laptop", "photos.parquet")
@@ -124,10 +126,10 @@ def test_mitigations_are_what_their_names_say(base):
     assert changes(base, found["a fifth of the epochs"]) == {"epochs": round(base.epochs / 5)}
     assert changes(base, found["text noise 0.5"]) == {"text_noise": 0.5}
     noisy = found["noisy"]
-    assert set(changes(base, noisy)) == {"data"} and noisy.data.shared == 0 and noisy.data.swapped == recipes.WRONG
+    assert set(changes(base, noisy)) == {"data"} and noisy.data.shared == 0 and noisy.data.swapped == compared.WRONG
     for rule in ("clipmem", "random", "oracle"):
         recipe = found[f"noisy, {rule}"]
-        change = {"remove": recipes.WRONG, "remove_by": rule, "epochs": round(noisy.epochs / (1 - recipes.WRONG))}
+        change = {"remove": compared.WRONG, "remove_by": rule, "epochs": round(noisy.epochs / (1 - compared.WRONG))}
         assert changes(noisy, recipe) == change
         rows = noisy.data.pool // 2  # the same number of steps: fewer pairs, more often
         steps = [r.epochs * (round(rows * (1 - r.remove)) // r.batch) for r in (noisy, recipe)]

@@ -15,8 +15,9 @@ from photo_sets import caption, columns, write_parquet
 
 from lib import figures, findings, runs, stats, store, study, tables
 from lib.captions import DataError
+from lib.conditions import CONDITIONS
 from lib.data import prepare
-from lib.recipes import CONDITIONS, all_models, at_scale
+from lib.recipes import all_models, at_scale
 
 THIRD, NOTEBOOK, FOURTH = "03_encoder_attribution", "02_miscaptioned_memorization", "04_mitigation_utility"
 

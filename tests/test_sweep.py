@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TINY
 
-from lib import run, runs, sweep
+from lib import run, runs, study, sweep
 from lib.recipes import f_and_g
 
 LONG = replace(TINY, epochs=200, evaluations=1)  # a few seconds
@@ -26,22 +26,26 @@ def test_workers_side_by_side_train_every_model_once_and_to_the_same_bits(tmp_pa
     options = ["smoke", "--only", "02", "--seeds", "2"]
     environ = {**os.environ, "CLIPMEM_RUNS": str(tmp_path / "many"), "PYTHONPATH": str(ROOT), "CLIPMEM_JOBS": "1"}
     started = [
-        subprocess.Popen([sys.executable, "-m", "lib.sweep", f"{i}/2", *options], env=environ, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-m", "lib.run", *options, "--share", f"{i}/2"], env=environ, stdout=subprocess.PIPE
+        )
         for i in (1, 2)
     ]
     shown = [worker.communicate()[0].decode() for worker in started]
     assert [worker.returncode for worker in started] == [0, 0]
-    assert all("of 2: 2 models, 0 in the store" in text for text in shown)
-    recipes = sweep.wanted(run.parse(options))
+    assert all(f"share {i}/2: 2 models, 0 in the store" in text for i, text in enumerate(shown, start=1))
+    recipes = study.wanted(["02_miscaptioned_memorization"], "smoke", "scenes", 2, "", "")
     assert len(recipes) == 4
     monkeypatch.setenv("CLIPMEM_RUNS", str(tmp_path / "many"))
     assert runs.missing(recipes) == []
     assert weights(recipes, monkeypatch, tmp_path / "many") == weights(recipes, monkeypatch, tmp_path / "one")
 
 
-@pytest.mark.parametrize("words", [[], ["3/2"], ["0/1"], ["smoke"]])
-def test_a_share_that_does_not_exist_is_refused(words, capsys):
-    assert sweep.main(words) == 2 and "I/N" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["--share", "3/2"], ["--share", "0/1"], ["--share", "2"], ["--export", "folder"]])
+def test_a_share_or_an_export_that_cannot_be_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run.parse(words)
+    assert ended.value.code == 2 and ("I/N" in capsys.readouterr().err) == (words[0] == "--share")
 
 
 def test_a_ray_cluster_trains_every_model_although_one_of_two_nodes_is_killed(tmp_path, monkeypatch):
