@@ -156,14 +156,17 @@ def summary() -> str:
     return _table(heads, lines)
 
 
+def _measured(name: str) -> str:
+    """Return a table of figures/benchmark."""
+    rows = pd.read_csv(store.ROOT / "figures" / "benchmark" / f"{name}.csv", keep_default_na=False, dtype=str)
+    return _table(list(rows), rows.to_numpy().tolist())
+
+
 def pages() -> dict[Path, str]:
     """Return every file that is made from the published tables: path -> text."""
-    readme, rows = (
-        store.ROOT / "README.md",
-        pd.read_csv(store.ROOT / "figures/benchmark/times.csv", keep_default_na=False),
-    )
+    readme = store.ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, table in (("findings", summary()), ("times", _table(list(rows), rows.to_numpy().tolist()))):
+    for name, table in (("findings", summary()), ("times", _measured("times")), ("agreement", _measured("agreement"))):
         start = f"<!-- {name}: python -m lib.pages --write -->\n"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
