@@ -52,4 +52,4 @@ if __name__ == "__main__":
     file, first, *others = sys.argv[1:]
     table = pd.DataFrame([row(*one.split("=", 1), first) for one in others])
     print(table.T.to_string(header=False))
-    table.to_csv(file, index=False, float_format="%.2g")
+    table.to_csv(file, index=False, float_format="%.3g")
