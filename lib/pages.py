@@ -128,12 +128,14 @@ def executed_page(executed: Path, commit: str) -> str:
 def summary() -> str:
     """Return README's table of the four findings, from lib/summary.json and the published tables.
 
-    A sentence there is shown only while its claim has the verdict that it states, on scenes. A level is the mean of a
+    A row is shown once its first data set is published, a sentence only while its claim has the verdict that it states, on scenes. A level is the mean of a
     column over some rows of a published table, as in "02_wrong_captions", "member == 1", "clipmem".
     """
     verdicts, lines = findings.all_references().set_index(["set", "finding"])["verdict"], []
     for one in json.loads(Path(__file__).with_name("summary.json").read_text(encoding="utf-8")):
-        cells = []
+        cells, link = [], f"[{one['finding']}](notebooks/{one['notebook']}.ipynb)"
+        if (one["sets"][0], one["decided_by"][0]) not in verdicts.index:
+            continue
         for name in one["sets"]:
             if (name, one["decided_by"][0]) not in verdicts.index:
                 cells.append("not run")
@@ -150,7 +152,6 @@ def summary() -> str:
             if scenes in sentences:
                 differs = f" (photographs: {photographs})" * (photographs not in (None, scenes))
                 said.append(sentences[scenes] + differs)
-        link = f"[{one['finding']}](notebooks/{one['notebook']}.ipynb)"
         lines.append([link, one["says"], one["paper"], *cells, "; ".join(said)])
     heads = ["", "the paper says", "the paper", "ours, drawn scenes", "ours, photographs", "did it hold?"]
     return _table(heads, lines)
