@@ -128,8 +128,9 @@ def executed_page(executed: Path, commit: str) -> str:
 def summary() -> str:
     """Return README's table of the four findings, from lib/summary.json and the published tables.
 
-    A row is shown once its first data set is published, a sentence only while its claim has the verdict that it states, on scenes. A level is the mean of a
-    column over some rows of a published table, as in "02_wrong_captions", "member == 1", "clipmem".
+    A row is shown once its first data set is published, a sentence only while its claim has the verdict that it states,
+    on scenes. A level is the mean of a column over some rows of a published table, as in "02_wrong_captions",
+    "member == 1", "clipmem".
     """
     verdicts, lines = findings.all_references().set_index(["set", "finding"])["verdict"], []
     for one in json.loads(Path(__file__).with_name("summary.json").read_text(encoding="utf-8")):

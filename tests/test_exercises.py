@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 from lib import course, exercises
-from lib.recipes import WRONG
+from lib.conditions import WRONG
 
 NUMBERS = [name for name, about in course.guide().items() if "scores" not in about]
 MISTAKES = [(name, hint) for name in course.guide() for hint in course.mistakes(name)]
