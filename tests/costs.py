@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 import torch
+from joblib import cpu_count
 
 from lib import model as models
 from lib import recipes, train
@@ -49,7 +50,7 @@ def full_size(patch: int) -> dict[str, object]:
     recipe = recipes.at_scale("paper", "scenes")
     data, config = recipe.data, recipes.model_config(recipe.model)
     config["vision_cfg"]["patch_size"] = patch
-    torch.set_num_threads(torch.get_num_interop_threads())
+    torch.set_num_threads(cpu_count())  # one large model, and not several small ones side by side
     model = models.build(config, data.pixels, VOCABULARY, data.context, seed=0).to(models.device()).train()
     images = torch.randint(0, 256, (BATCH, 3, data.pixels, data.pixels), dtype=torch.uint8)
     tokens = torch.randint(1, VOCABULARY - 1, (BATCH, 1, data.context))
