@@ -140,7 +140,8 @@ def _alignment(
     image, scale = embed_images(model, prepared.images, rows), float(model.logit_scale.detach().exp())
     seen = embed_images(model, prepared.images, rows, views) if views else image
     of_captions = []
-    for caption in range(min(recipe.n_captions, prepared.tokens.shape[1])):
+    trained_on = 1 if recipe.regrouped else recipe.n_captions  # all pairs but the few regrouped have one caption
+    for caption in range(min(trained_on, prepared.tokens.shape[1])):
         text = embed_texts(model, prepared.tokens[rows, caption])
         found = align(seen, text, *held)._asdict()
         found |= {"similarity": (image[0] * text).sum(dim=1), "loss": pair_loss(image[0], text, *held, scale)}

@@ -296,3 +296,10 @@ def test_both_scores_are_of_a_pairs_own_embeddings(prepared):
     assert min(places) == -1 and max(places) >= 60
     expected = [naive_lemon(image[n], text[n], pairs, places[n], 30) for n in range(len(rows))]
     assert found["lemon"].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_a_few_pairs_are_regrouped_all_are_scored_by_the_caption_that_the_others_were_trained_on(prepared):
+    plain = replace(TINY, n_captions=1)
+    model = train.fresh(plain, prepared).eval()
+    found = [scores.measure(model, r, prepared, 0) for r in (plain, replace(plain, n_captions=3, regrouped=0.1))]
+    assert found[0].equals(found[1])
