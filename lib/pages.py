@@ -182,8 +182,10 @@ def pages() -> dict[Path, str]:
 def publish(dataset: str, scale: str, executed: Sequence[Path]) -> None:
     """Write all pages, after `findings.publish`. Executed notebooks become pages where all captions are our own."""
     folder = findings.reference_folder(dataset, scale)
-    commit = ", ".join(sorted(set(findings.read_reference(folder)["commit"])))
+    known = findings.read_reference(folder)
     for path in [path for path in executed if dataset == "scenes" and path.stem != OWN_MODELS]:
+        own = known[known["notebook"] == path.stem]
+        commit = ", ".join(sorted(set((own if len(own) else known)["commit"])))  # the tour shows all of them
         store.write_bytes(folder / "executed" / f"{path.stem}.md", executed_page(path, commit).encode())
     for path, text in pages().items():
         store.write_bytes(path, text.encode())

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0}  # fields of Recipe that came after VERSION, unused
 VERSION = 6  # raise it when a change of code changes numbers: every older run is then trained again
+LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0}  # fields of Recipe that came later, and what turns them off
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
 PRESETS = {"flickr8k": "jxie/flickr8k"}  # short names of data sets on the Hugging Face Hub
@@ -61,8 +61,7 @@ class Recipe:
     crop: float = 0.9  # smallest share of the area that a random crop keeps
     evaluations: int = 6  # number of evaluations during training; if more than one, each records utility and UnitMem
     seed: int = 0  # of the halves of the pool, the initial weights, the batch order and the augmentation
-    objective: str = "caption"  # what an image is trained to agree with: "caption" (CLIP), class "label", other "view";
-    # "sigmoid": its caption, too, by SigLIP's loss
+    objective: str = "caption"  # what an image agrees with: "caption" (by SigLIP's loss "sigmoid"), "label", or "view"
     # mitigations and interventions
     n_captions: int = 1  # the first captions of each picture, of which one is drawn at every step
     word_dropout: float = 0.0  # share of a caption's tokens left out at each step
@@ -72,10 +71,8 @@ class Recipe:
     frozen: str = ""  # "image" or "text": this tower is taken from a model trained on the shared pairs, and not trained
     remove: float = 0.0  # this share of the training pairs is left out,
     remove_by: str = ""  # ranked by one of conditions.REMOVAL_RULES
-    finetuned: int = 0  # starts from the same recipe without removal, and takes so many epochs more, without the pairs
-    regrouped: float = (
-        0.0  # this share, ranked by remove_by, fills batches of its own, which alone have the mitigations
-    )
+    finetuned: int = 0  # trained without removal first, then for so many epochs more without the removed pairs
+    regrouped: float = 0.0  # this share, ranked by remove_by, fills batches of its own; they alone have the mitigations
     width: float = 1.0  # of both towers, as a multiple of the model's
 
     @property

@@ -98,8 +98,8 @@ def train(
     `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
     scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
     `on_progress` gets the share that is done. `donor`: weights of the frozen tower, or of the model to fine-tune.
-    `suspicious` rows are removed or regrouped, as the recipe says. Raise
-    FloatingPointError where the loss diverges; the last checkpoint is from before.
+    `suspicious` rows are removed or regrouped, as the recipe says. Raise FloatingPointError where the loss diverges;
+    the last checkpoint is from before.
     """
     recipe, model = schedule(recipe), fresh(recipe, prepared).train()
     if donor:
