@@ -7,6 +7,7 @@ A worker that dies loses nothing: another one continues its model from the check
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,11 @@ def on_ray(recipes: Sequence[Recipe], address: str) -> None:
     same = {"PYTHONPATH": str(ROOT), "CLIPMEM_RUNS": str(store.root()), "CLIPMEM_PRECISION": precision()}
     about: dict[str, Any] = {"runtime_env": {"env_vars": same}, "log_to_driver": False, "logging_level": "ERROR"}
     try:
+        if ":" in address.partition("://")[0]:  # HOST:PORT, where ray.init would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(None if address == "local" else address, **about)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise NotebookError(f"--ray: no Ray cluster answers at {address!r}: {error!s:.200}") from error
     part = 1 / int(os.environ.get("CLIPMEM_JOBS") or 1) if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=part, max_retries=-1)(_train)

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from lib import run, runs, study, sweep
+from lib.execute import NotebookError
 from lib.recipes import f_and_g
 
 LONG = replace(TINY, epochs=200, evaluations=1)  # a few seconds
@@ -76,3 +77,10 @@ def test_a_ray_cluster_trains_every_model_although_one_of_two_nodes_is_killed(tm
     histories = [pd.read_parquet(runs.run(recipe) / "history.parquet") for recipe in recipes]
     assert all(len(history) == LONG.epochs for history in histories)
     assert weights(recipes, monkeypatch, tmp_path / "cluster") == weights(recipes, monkeypatch, tmp_path / "one")
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once():
+    pytest.importorskip("ray", reason="ray is not installed: ./run_all.sh --test installs it")
+    for address in ("127.0.0.1:1", "auto"):
+        with pytest.raises(NotebookError, match=f"no Ray cluster answers at '{address}'"):
+            sweep.on_ray([TINY], address)
