@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# ./run_all.sh [smoke|laptop|deep|gpu|paper] [options]    install what is missing, run the notebooks, show the findings
+# ./run_all.sh [smoke|laptop|deep|gpu|paper|paper16] [options]    install what is missing, run the notebooks, show the findings
 #   smoke   minutes; shows that the machinery works and decides nothing
 #   laptop  the findings on a CPU, two cores are enough; the default
 #   deep    few pairs seen often: finding 1 by pairs; use --only 01
-#   gpu     larger models, for one accelerator (and paper: the paper's own sizes)
+#   gpu     larger models, for one accelerator
+#   paper   the paper's own sizes, with ViT-B/32 (paper16: ViT-B/16); first says the hours, memory and disk of a model
 #
-#   --dataset NAME_OR_PATH  scenes (the default), flickr8k, a name on the Hugging Face Hub, a parquet file or a folder
+#   --dataset NAME_OR_PATH  scenes (the default), flickr8k, coco, cc3m, another name on the Hugging Face Hub, a parquet
+#                           file, or a folder of images or of WebDataset shards
 #   --captions COLUMNS      the columns that hold captions, with commas between them, where they are not found
 #   --image COLUMN          the column that holds the pictures, where it is not found
 #   --models A,B            score pairs by one or two models of your own (--only 05): ARCHITECTURE:FILE_OR_TAG,

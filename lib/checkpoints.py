@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lib import decode, runs, sources, store
 from lib import model as models
-from lib import runs, sources, store
 from lib.captions import DataError
 from lib.data import identity, prepare
 from lib.recipes import Recipe, did_you_mean, model_config
@@ -42,7 +42,7 @@ class Checkpoint:
 class Source:
     """A data set of N rows, undecoded."""
 
-    read: Callable[..., Iterator[sources.Row]]  # `sources.read_rows` of it: pass `make`, and perhaps `first` or `only`
+    read: Callable[..., Iterator[decode.Row]]  # `decode.read_rows` of it: pass `make`, and perhaps `first` or `only`
     count: int  # N
     seen: list[np.ndarray]  # of each model float [N]: 1 it was trained on the pair, 0 it was not, NaN unknown
     digest: str  # of what it holds
@@ -93,17 +93,17 @@ def export(recipe: Recipe, folder: Path) -> None:
 def open_source(dataset: str, image: str, captions: Sequence[str], seen: Sequence[str]) -> Source:
     """Return a data set. `seen` says of each model which pairs it was trained on: a boolean column, a text file with
     the number of a row (from 0) per line, or "" unknown. Raise DataError."""
-    opened, (_, where) = sources.open_rows(dataset), sources.locate(dataset)
+    opened, (_, where) = sources.open_rows(dataset, often=True), sources.locate(dataset)
     columns = sources.find_columns(opened, where, image, captions)._replace(label="")
     marks: dict[str, list[Any]] = {name: [] for name in (columns.captions[0], *seen) if name in opened.features}
-    for batch in sources.batches(opened.select_columns(list(marks)), where):
+    for batch in decode.batches(opened.select_columns(list(marks)), where):
         for name, values in marks.items():
             values += [row[name] if name in seen else None for row in batch]  # captions are counted, and not kept
     count = len(marks[columns.captions[0]])
     known = [_membership(entry, marks.get(entry), count, where) for entry in seen]
     about = json.dumps([identity(dataset, image), columns]).encode()
     return Source(
-        read=partial(sources.read_rows, opened, where, columns),
+        read=partial(decode.read_rows, opened, where, columns),
         count=count,
         seen=known,
         digest=hashlib.sha256(about).hexdigest(),

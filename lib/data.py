@@ -15,14 +15,17 @@ import pyarrow.parquet as pq
 
 from lib import store
 from lib.captions import Corruption, DataError, compact, corrupt, encode
+from lib.decode import Row, keep, read_batches, read_rows, square, tell_broken
 from lib.recipes import CORRUPTED, SUBSETS, Data
 from lib.scenes import make_scenes
-from lib.sources import Row, find_columns, locate, open_rows, picture_files, read_rows, square
+from lib.sources import find_columns, locate, open_rows, picture_files
 
 FORMAT = 1  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
+ENDLESS = ("hub", "webdataset")  # of these are read as many pictures as are needed: they may be millions
+FOLDERS = ("imagefolder", "webdataset")
+FIRST_ROWS = 1000  # what a check reads at most; it mostly ends after three
 LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
-MOST_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ class Prepared:
         kinds = self.table.loc[rows, ["corruption", "share_swapped"]]
         order = np.lexsort([rng.random(len(rows)), kinds["share_swapped"], kinds["corruption"]])
         return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
+
+
+def check(dataset: str, image: str = "", captions: Sequence[str] = ()) -> str:
+    """Return a sentence about what a data set holds, from its description and first rows, without reading it all. Raise
+    DataError where it cannot be used, as far as these tell."""
+    if dataset == "scenes":
+        return "scenes: drawn from a seed, nothing to read or download"
+    rows, (_, where) = open_rows(dataset), locate(dataset)
+    columns = find_columns(rows, where, image, captions)
+    texts: set[str] = set()
+    for row in read_rows(rows.take(FIRST_ROWS), where, columns, partial(square, pixels=8)):
+        texts.add(" ".join(row.captions))
+        if len(texts) > 2:
+            return f"{where}: pictures in '{columns.image}', captions in {', '.join(columns.captions)}"
+    said = f"{where}: fewer than 3 different captions in the first {FIRST_ROWS:,} rows; shuffle them if they are sorted"
+    raise DataError(f"{said}. CLIP needs captions that tell pictures apart.")
 
 
 @lru_cache(maxsize=8)  # notebook 06 compares as many
@@ -161,26 +180,30 @@ def split(count: int, data: Data) -> dict[str, np.ndarray]:
 def load(data: Data) -> Pairs:
     """Return all pairs of a data set, decoded once and then kept in the store. Raise DataError.
 
-    Scenes are drawn as many as the five subsets need; every other data set is read whole. Of images that are equal
-    pixel by pixel only the first is kept; where all rows have one caption each, it gets the captions of all of them.
+    Scenes are drawn, and pictures from the Hub or from shards are read, as many as the five subsets need; every other
+    data set is read whole. Of images that are equal pixel by pixel only the first is kept; where all rows have one
+    caption each, it gets the captions of all of them. What an interrupted call has read is not read again.
     """
     (kind, where), count = locate(data.dataset), sum(data.sizes().values())
     if kind == "scenes":
         code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("scenes/*.py")))
         source: list[Any] = [hashlib.sha256(code).hexdigest(), count, WORLD_SEED]  # the same in every copy
     else:
-        source = identity(data.dataset, data.image_column)
+        source = identity(data.dataset, data.image_column) + [count] * (kind in ENDLESS)
 
     def build(folder: Path) -> None:
         if kind == "scenes":
             made = make_scenes(count, data.pixels, WORLD_SEED)
             drawn = zip(range(count), made.images, made.captions, made.labels[:, None].tolist(), strict=True)
-            return _keep(folder, map(Row._make, drawn), data, made.label_names, made.rarity, made.vagueness[:, 0])
+            rows = [(list(map(Row._make, drawn)), {"row": count})]
+            keep(folder, lambda place: [] if place else rows, data, made.label_names, made.rarity, made.vagueness[:, 0])
+            return
         opened = open_rows(data.dataset)
         columns = find_columns(opened, where, data.image_column, data.caption_columns)
         label = opened.features.get(columns.label)
         names = getattr(getattr(label, "feature", label), "names", None) or ()
-        return _keep(folder, read_rows(opened, where, columns, partial(square, pixels=data.pixels)), data, names)
+        read = partial(read_batches, opened, where, columns, partial(square, pixels=data.pixels))
+        tell_broken(where, keep(folder, read, data, names, most=count if kind in ENDLESS else None))
 
     parts = [FORMAT, source, data.pixels, data.context, data.image_column, data.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -200,47 +223,12 @@ def load(data: Data) -> Pairs:
 def identity(dataset: str, image: str) -> list[Any]:
     """Return what changes when a data set of files does, or one on the Hub; `image` names its picture column, or ""."""
     kind, where = locate(dataset)
-    if kind == "hub":
-        return [where, *(file["filename"] for file in open_rows(dataset).cache_files)]
-    named = [] if kind == "imagefolder" or where.startswith("hf:") else picture_files(where, image)
-    return [where, _state(Path(where).rglob("*") if kind == "imagefolder" else [Path(where), *named])]
+    if kind == "hub":  # what was read of it stays, also without a network
+        return [where]
+    named = [] if kind in FOLDERS or where.startswith("hf:") else picture_files(where, image)
+    return [where, _state(Path(where).rglob("*") if kind in FOLDERS else [Path(where), *named])]
 
 
 def _state(files: Iterable[Path]) -> list[str]:
     """Return what changes when one of the files does."""
     return [f"{file}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(files) if file.is_file()]
-
-
-def _keep(folder: Path, rows: Iterable[Row], data: Data, names: Sequence[str], *truth: np.ndarray) -> None:
-    """Write an entry of the store: images.bin, ids.npy, table.parquet, and about what they hold, content.json."""
-    seen: dict[bytes, tuple[int, list[Any], list[list[str]]]] = {}  # digest of an image -> the number and the labels of
-    digest = hashlib.sha256()  # its first row, the captions of each of its rows
-    with store.atomic(folder / "images.bin") as temporary, temporary.open("wb") as file:
-        for row in rows:
-            content = row.image.tobytes()
-            own = hashlib.sha256(content).digest()
-            if own not in seen:
-                file.write(content)
-                digest.update(content)
-                seen[own] = (row.number, row.labels, [])
-            seen[own][2].append(row.captions)
-    numbers, labels, texts = map(list, zip(*seen.values(), strict=True))
-    alone = all(len(own) == 1 for many in texts for own in many)
-    captions = [(list(dict.fromkeys(own[0] for own in many)) if alone else many[0])[:MOST_CAPTIONS] for many in texts]
-    classes, class_names = _numbered(labels, names)
-    columns: dict[str, list[Any]] = {"pair_id": numbers, "captions": captions, "classes": classes}
-    for name, values in zip(("rarity", "vagueness"), truth or [np.full(len(seen), np.nan)] * 2, strict=True):
-        columns[name] = values.astype(float).tolist()
-    digest.update(json.dumps([columns, class_names], sort_keys=True).encode())
-    store.write_table(folder / "table.parquet", pd.DataFrame(columns))
-    store.write_json(folder / "content.json", {"class_names": class_names, "fingerprint": digest.hexdigest()})
-    with store.atomic(folder / "ids.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, encode(captions, max(map(len, captions)), data.context))
-
-
-def _numbered(labels: list[list[Any]], names: Sequence[str]) -> tuple[list[list[int]], dict[int, str]]:
-    """Return class ids of the labels of each row, and the names of the ids: integers stay, all else is numbered."""
-    if all(type(one) is int and one < 2**63 for own in labels for one in own):
-        return [[one for one in own if one >= 0] for own in labels], dict(enumerate(names))
-    number = {text: i for i, text in enumerate(sorted({str(one) for own in labels for one in own}))}
-    return [[number[str(one)] for one in own] for own in labels], dict(enumerate(number))

@@ -24,10 +24,10 @@ from torch import Tensor
 from lib import checkpoints, figures, runs, scores, store, study
 from lib.captions import DataError
 from lib.checkpoints import Checkpoint, CheckpointError, Source
+from lib.decode import Row
 from lib.export import export_pairs
 from lib.model import random_crops
 from lib.recipes import f_and_g
-from lib.sources import Row
 
 PART, STEP = 1000, 64  # rows per entry of the store; pictures per forward pass
 VIEWS = 2  # light crops of a picture: each costs as much as the picture itself

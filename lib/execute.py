@@ -19,7 +19,7 @@ import torch
 from nbclient.exceptions import DeadKernelError
 from nbconvert.filters import strip_ansi
 
-from lib import findings, report, sources, store
+from lib import data, findings, report, store
 from lib.recipes import did_you_mean
 from lib.report import PROGRESS
 
@@ -27,6 +27,7 @@ TAIL = 14  # lines of a traceback or a log that are shown: enough for the failin
 MEMORY = " Fewer models at once need less memory: --jobs 1."
 REQUIRED = ("scale", "dataset")  # parameters that every notebook has
 OWN = ("models", "seen")  # parameters that few have
+LARGE = ("gpu", "paper", "paper16")  # scales for an accelerator
 
 
 class NotebookError(Exception):
@@ -85,10 +86,10 @@ def check(options: Namespace, notebooks: Sequence[Path]) -> None:
     except OSError as error:
         advice = "Make room, or set CLIPMEM_RUNS to another folder."
         raise NotebookError(f"{store.root()} cannot be written: {error.strerror}. {advice}") from error
-    if options.scale in ("gpu", "paper") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    if options.scale in LARGE and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise NotebookError(f"{options.scale} would take weeks without a GPU, and torch finds none: use laptop")
     columns = [name.strip() for name in options.captions.split(",") if name.strip()]
-    print(f"[OK]   {sources.check(options.dataset, options.image, columns)}", flush=True)
+    print(f"[OK]   {data.check(options.dataset, options.image, columns)}", flush=True)
 
 
 class Teed:

@@ -18,7 +18,8 @@ VERSION = 6  # raise it when a change of code changes numbers: every older run i
 LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0}  # fields of Recipe that came later, and what turns them off
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
-PRESETS = {"flickr8k": "jxie/flickr8k"}  # short names of data sets on the Hugging Face Hub
+# Short names of data sets on the Hugging Face Hub. COCO's training pictures have five captions, those of CC3M have one.
+PRESETS = {"flickr8k": "jxie/flickr8k", "coco": "Multimodal-Fatima/COCO_captions_train", "cc3m": "pixparse/cc3m-wds"}
 MODELS = Path(__file__).parent / "models"
 
 
@@ -26,7 +27,7 @@ MODELS = Path(__file__).parent / "models"
 class Data:
     """Which pairs, at which size, how split and how corrupted."""
 
-    dataset: str = "scenes"  # "scenes", a preset, a name on the Hub, or the path of a parquet file or image folder
+    dataset: str = "scenes"  # "scenes", a preset, a name on the Hub, or the path of a parquet file or folder
     pixels: int = 32
     shared: int = 1400
     pool: int = 1200  # for every seed, f trains on a random half of these (its candidates), g on the other half
@@ -99,12 +100,14 @@ _DEEP_DATA = Data("scenes", 32, 200, 400, 400, 5000, 5000, swapped=0.25, partly_
 _DEEP = Recipe(_DEEP_DATA, model="scenes", epochs=150, batch=100, evaluations=5)
 _GPU = Recipe(Data("scenes", 64, 9000, 2000, 1000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
 _PAPER = Recipe(Data("scenes", 224, 65000, 10000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
+_PAPER16 = replace(_PAPER, model="paper16")  # ViT-B/16: the paper does not say which patches it has
 SCALES = {
     "smoke": Scale(_SMOKE, _SMOKE, augmentations=2),
     "laptop": Scale(_LAPTOP, _PHOTOS, augmentations=5),
     "deep": Scale(_DEEP, _DEEP, augmentations=20),
     "gpu": Scale(_GPU, replace(_GPU, data=Data("", 72, 4000, 2000, 1000, 1000, 0, context=32))),
     "paper": Scale(_PAPER, _PAPER),
+    "paper16": Scale(_PAPER16, _PAPER16),
 }
 
 

@@ -1,6 +1,6 @@
 """Run the notebooks in order: check everything first, say what it will cost, and at the end what was found.
 
-python -m lib.run [smoke|laptop|deep|gpu|paper] [options]      ./run_all.sh --help describes them
+python -m lib.run [smoke|laptop|deep|gpu|paper|paper16] [options]      ./run_all.sh --help describes them
 
 At the top stand only the standard library and lib.recipes, which needs nothing else: run_all.sh has its options checked
 before anything is installed.
@@ -94,11 +94,13 @@ def run_all(project: Path, options: Namespace, notebooks: list[Path]) -> int:
     """Check, run the notebooks, print what they found. Return the exit status: 0, or 1 where one failed."""
     from filelock import FileLock, Timeout
 
-    from lib import execute, findings, report, store, study, sweep
+    from lib import costs, execute, findings, report, store, study, sweep
 
     stems = [path.stem for path in notebooks]
     where = (options.scale, options.dataset, options.seeds, options.captions, options.image)
     execute.check(options, notebooks)
+    if options.scale in execute.LARGE:
+        print(f"[OK]   {costs.of_scale(options.scale, options.dataset)}", flush=True)
     if options.share:
         sweep.share(study.wanted(stems, *where), options.share)
         return 0

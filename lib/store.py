@@ -45,7 +45,7 @@ def root() -> Path:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Raise StoreError for what the system says: no space left, quota exceeded, file too large, permission denied."""
     try:
         yield
@@ -60,7 +60,7 @@ def _explained(path: Path) -> Iterator[None]:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends well, else remove it."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -165,7 +165,7 @@ def _clear(folder: Path, flaw: str) -> None:
     """Remove an entry that is damaged or wanted anew; of one to be continued only what is half written."""
     if flaw != "unfinished":
         warnings.warn(f"{folder}: {flaw}. It is made again.", stacklevel=3)
-    with _explained(folder):
+    with explained(folder):
         if folder.exists() and ((folder / DONE).is_file() or not _current(folder / "about.json")):
             shutil.rmtree(folder)
         for file in folder.glob(f"{TEMPORARY}*"):
@@ -175,7 +175,7 @@ def _clear(folder: Path, flaw: str) -> None:
 def _lock(folder: Path) -> AbstractContextManager:
     """Return the lock of an entry, held until its `with` ends."""
     lock = FileLock(f"{folder}.lock")
-    with _explained(folder):
+    with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout):
             return lock.acquire(timeout=0)

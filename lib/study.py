@@ -20,7 +20,7 @@ import torch
 from IPython import get_ipython
 from matplotlib.figure import Figure
 
-from lib import figures, findings, runs, store, train
+from lib import costs, figures, findings, runs, store, train
 from lib import model as models
 from lib.captions import DataError
 from lib.conditions import CONDITIONS
@@ -239,12 +239,6 @@ def _steps(recipe: Recipe) -> int:
 
 
 def _step_seconds(recipe: Recipe) -> float:
-    """Return the seconds of a training step, the mean of three after a first one; nothing is kept."""
-    recipe, prepared = replace(recipe, seed=0), prepare(recipe.data)
-    model = train.fresh(recipe, prepared)
-    optimiser = train.make_optimiser(model, recipe)
-    for count in (1, 3):
-        rows = np.resize(train.training_rows(recipe, prepared), count * recipe.batch)
-        pairs, started = train.resident(prepared, rows, models.device()), time.monotonic()
-        train.run_epoch(recipe, 0, pairs, model, optimiser)
-    return (time.monotonic() - started) / 3
+    """Return the seconds of a training step."""
+    prepared = prepare(recipe.data)
+    return costs.trial(recipe, len(prepared.token_ids), prepared.tokens.shape[2], prepared.targets.shape[1])[0]

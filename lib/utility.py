@@ -22,8 +22,9 @@ from torch import Tensor
 
 from lib import store
 from lib.captions import DataError, encode
+from lib.decode import read_rows, square
 from lib.model import embed_images, embed_texts
-from lib.sources import Columns, locate, open_rows, read_rows, square
+from lib.sources import Columns, locate, open_rows
 
 if TYPE_CHECKING:
     from lib.data import Prepared
@@ -55,9 +56,8 @@ class Labelled:
 def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
     """Return the labelled sets for a data set of photographs; none for scenes, which have classes of their own.
 
-    They are read from <name>_train.parquet and <name>_test.parquet (columns image, label) beside the data set, else
-    from the Hub; one that is in neither place is left out with a warning. Raise DataError for a file beside it that
-    cannot be used.
+    Beside the data set they are <name>_train.parquet and <name>_test.parquet (columns image, label), else from the
+    Hub; one that is in neither is left out with a warning. Raise DataError for a file beside it that is no use.
     """
     kind, where = locate(dataset)
     found, folder = [], Path(where).parent if kind in ("parquet", "imagefolder") else Path("the folder of the data set")
@@ -104,8 +104,8 @@ def _decoded(source: str, part: str, pixels: int) -> dict[str, Any]:
         raise DataError(f"{source}: expected columns 'image' and 'label' (an integer), found {[*opened.features]}.")
     places = np.linspace(0, len(rows) - 1, min(LIMITS[part] or len(rows), len(rows))).round().astype(int)
     images, classes = zip(*((rows[place].image, rows[place].labels[0]) for place in places), strict=True)
-    arrays = {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes, np.int64)}
-    return arrays | {"class_names": np.array(getattr(label, "names", None) or (), str)}
+    names = np.array(getattr(label, "names", None) or (), str)
+    return {f"{part}_images": np.stack(images), f"{part}_classes": np.array(classes), "class_names": names}
 
 
 def ranks(image: Tensor, text: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from lib import checkpoints, embeddings, export, runs, scores, stats
 from lib.captions import DataError
 from lib.checkpoints import CheckpointError, load, open_source
 from lib.data import prepare
+from lib.decode import square
 from lib.model import embed_images, embed_texts
 from lib.recipes import f_and_g
-from lib.sources import square
 
 HALVES = ["seen_f", "seen_g"]
 

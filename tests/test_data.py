@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import tarfile
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -16,10 +18,11 @@ from conftest import SHARED
 from photo_sets import caption, columns, picture, write_parquet
 from PIL import Image
 
+from lib import decode
 from lib.captions import DataError, encode
-from lib.data import load, prepare
+from lib.data import check, load, prepare
+from lib.decode import decode_image, square
 from lib.recipes import Data
-from lib.sources import check, decode_image, square
 
 SIZES = {"shared": 20, "pool": 120, "external": 30, "test": 20, "probe": 10}
 TWO = [["a cat", "one cat"]] * 3
@@ -144,7 +147,7 @@ def test_names_that_lead_nowhere_say_what_is_near(tmp_path):
     for name, said in {
         "flickr8": "'flickr8' not found. Did you mean 'flickr8k'",
         str(tmp_path / "photo.parquet"): r"Did you mean 'photos\.parquet'",
-        str(tmp_path): r"expected a \.parquet file, or an image folder with metadata\.csv",
+        str(tmp_path): r"expected a \.parquet file, or a folder: of images with metadata\.csv .* of \.tar shards",
         "flickr8k": r"jxie/flickr8k: cannot be read .*network .*downloaded parquet",  # tests are offline
         **dict.fromkeys(["", "x" * 300, "~nobody/x", "a\0b", "x" * 300 + "/y.parquet"], "not found"),
     }.items():
@@ -285,6 +288,68 @@ def test_a_second_load_reads_nothing_and_a_changed_file_is_decoded_anew(tmp_path
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert np.array_equal(first.images, small(path).images) and first.captions == small(path).captions
     assert len(small(write_parquet(path, columns(31))).images) == 31
+
+
+def write_shards(folder):
+    """Write 240 pairs as WebDataset shards, 60 in each; two pictures are equal to others, one is broken."""
+    folder.mkdir()
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for i in range(60 * shard, 60 * (shard + 1)):
+                image = b"none" if i == 70 else picture({5: 4, 100: 99}.get(i, i))
+                for ending, content in {"jpg": image, "txt": caption(i).encode()}.items():
+                    entry = tarfile.TarInfo(f"{i:06}.{ending}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    return str(folder)
+
+
+def test_of_shards_and_of_the_hub_as_many_pictures_are_read_as_are_needed(tmp_path, monkeypatch):
+    folder, asked = write_shards(tmp_path / "shards"), []
+    pairs = small(folder, **SIZES)
+    assert len(pairs.images) == sum(SIZES.values()) == 200
+    numbers = [i for i in range(203) if i not in (5, 70, 100)]
+    assert pairs.table["pair_id"].tolist() == numbers and pairs.captions[4] == [caption(4), caption(5)]
+    usual = datasets.load_dataset
+
+    def hub(name, data_files=None, streaming=False):
+        asked.append((name, streaming))
+        return usual("webdataset", data_files=f"{folder}/*.tar", streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    assert "pictures in 'jpg', captions in txt" in check("owner/name")
+    assert small("owner/name", **SIZES).fingerprint == pairs.fingerprint
+    assert asked == [("owner/name", True)] * 2
+    monkeypatch.setattr(datasets, "load_dataset", None)  # it is in the store now
+    assert small("owner/name", **SIZES).fingerprint == pairs.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["none", "images.bin", "rows.jsonl"])
+def test_an_interrupted_reading_goes_on_where_it_stopped(tmp_path, own_store, monkeypatch, damage):
+    folder, left, decoded = write_shards(tmp_path / "shards"), 150, []
+    whole = small(folder, **SIZES)
+    shutil.rmtree(own_store)
+    monkeypatch.setattr(decode, "BATCH", 16)
+    usual = decode.decode_image
+
+    def stopped(cell):
+        decoded.append(cell)
+        if len(decoded) > left:
+            raise KeyboardInterrupt
+        return usual(cell)
+
+    monkeypatch.setattr(decode, "decode_image", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        small(folder, **SIZES)
+    (entry,) = own_store.glob("data/*/")
+    if damage != "none":
+        content = (entry / damage).read_bytes()
+        (entry / damage).write_bytes(content[: len(content) // 2])
+    left = 10**6
+    decoded.clear()
+    assert small(folder, **SIZES).fingerprint == whole.fingerprint
+    assert len(decoded) <= (64 + 16 if damage == "none" else 160)  # of the 203 that are needed
+    assert not (entry / "rows.jsonl").exists()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: photographs are not part of the project")

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from filelock import FileLock
 
-from lib import execute, findings, report, run, sources, study
+from lib import data, execute, findings, report, run, study
 from lib.captions import DataError
 from lib.run import parse
 
@@ -39,7 +39,7 @@ done = dict(run_id=os.environ["CLIPMEM_RUN_ID"], notebook=NAME, about=where, fin
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with no notebook yet, in a folder with a difficult name; data and costs are not looked at."""
-    monkeypatch.setattr(sources, "check", lambda *_: "data not looked at")
+    monkeypatch.setattr(data, "check", lambda *_: "data not looked at")
     monkeypatch.setattr(study, "cost", lambda stems, *_: [(stem, 3, 2, 600.0) for stem in stems])
     folder = tmp_path / "a {project}"
     (folder / "notebooks").mkdir(parents=True)
@@ -180,7 +180,7 @@ def test_a_data_set_that_cannot_be_used_is_refused_in_one_sentence(project, monk
         raise DataError("scense: no such data set.")
 
     write(project, "02_good")
-    monkeypatch.setattr(*((study, "cost") if late else (sources, "check")), refuse)
+    monkeypatch.setattr(*((study, "cost") if late else (data, "check")), refuse)
     assert run.main(["smoke", "--dataset", "scense"], project) == 2
     shown = capfd.readouterr()
     assert shown.err == "[FAIL] scense: no such data set.\n" and "[....]" not in shown.out
@@ -215,8 +215,8 @@ def test_two_at_once_do_not_mix_their_files(project, capfd):
 def test_a_stopped_runner_takes_its_kernel_with_it(project, how, status):
     mark = project / "pid"
     write(project, "02_long", f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
-    code = f"""import sys; from pathlib import Path; from lib import run, sources, study
-sources.check, study.cost = (lambda *_: ""), (lambda stems, *_: [(stem, 0, 0, 0) for stem in stems])
+    code = f"""import sys; from pathlib import Path; from lib import data, run, study
+data.check, study.cost = (lambda *_: ""), (lambda stems, *_: [(stem, 0, 0, 0) for stem in stems])
 sys.exit(run.main(["smoke"], Path({str(project)!r})))"""
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(lambda: mark.exists() and mark.read_text())

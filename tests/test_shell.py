@@ -52,7 +52,7 @@ def test_the_shell_shows_its_help_and_refuses_what_it_does_not_know(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(ROOT / "run_all.sh")
     for done in (shell(ROOT / "run_all.sh", "--help"), shell(link, "--help", sh=["sh"])):
-        assert done.returncode == 0 and done.stdout.startswith("./run_all.sh [smoke|laptop|deep|gpu|paper]")
+        assert done.returncode == 0 and done.stdout.startswith("./run_all.sh [smoke|laptop|deep|gpu|paper|paper16]")
         for name in (*run.DEFAULTS, *run.FLAGS, "test", "help"):
             assert f"\n  --{name} " in done.stdout
     done = shell(link, "smoke", "--forse", sh=["sh"])

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from photo_sets import caption, columns, write_parquet
 
-from lib import figures, findings, runs, stats, store, study, tables
+from lib import costs, figures, findings, runs, stats, store, study, tables
 from lib.captions import DataError
 from lib.conditions import CONDITIONS
 from lib.data import prepare
@@ -135,6 +135,13 @@ def test_the_time_grows_with_the_steps_also_where_no_pair_is_shared(trained, mon
     assert study.estimate_seconds([plain, replace(plain, objective="view")]) == pytest.approx(
         2 * study.estimate_seconds([plain])
     )
+
+
+def test_what_a_model_costs_is_said_without_reading_any_data(own_store):
+    own_store.mkdir()
+    said = costs.of_scale("smoke", "nowhere")
+    assert re.match(r"smoke, per model: \S+ million weights, 240 pairs, 5 epochs: about 0\.\d hours, ", said), said
+    assert "GB on disk, once" in said
 
 
 def test_a_step_is_timed_for_every_kind_of_recipe(trained):

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from lib import train, utility
 from lib.captions import DataError, encode
+from lib.decode import decode_image, square
 from lib.model import embed_images, embed_texts, encode_text
-from lib.sources import decode_image, square
 from lib.utility import Labelled, labelled_sets, linear_probe, main_measure, retrieval, ridge_probe, zero_shot
 
 
