@@ -1,6 +1,7 @@
 """What run_all.sh does with notebooks: check them, execute them with papermill, prove that they are done."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from lib import data, findings, report, store
 from lib.recipes import did_you_mean
 from lib.report import PROGRESS
 
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what a killed kernel leaves, which we tell ourselves
 TAIL = 14  # lines of a traceback or a log that are shown: enough for the failing cell
 MEMORY = " Fewer models at once need less memory: --jobs 1."
 REQUIRED = ("scale", "dataset")  # parameters that every notebook has

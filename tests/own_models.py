@@ -55,7 +55,7 @@ def found(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 if __name__ == "__main__":
     dataset, folder, file = sys.argv[1:]
-    data = Data(os.path.abspath(dataset), 224, shared=0, pool=2000, external=600, test=0, probe=0, context=77)
+    data = Data(os.path.abspath(dataset), 224, shared=0, pool=1200, external=400, test=0, probe=0, context=77)
     recipe = Recipe(data, epochs=25, batch=50, lr=5e-4)
     *training, scoring = export(recipe, Path(folder).absolute(), ARCHITECTURE)
     for command in training:
