@@ -45,7 +45,7 @@ def begin(
     Without `models` these are f and g of notebook 02, seed 0, trained if they are missing, with the pool and external
     pairs of the data set. The drawn scenes are always those. Raise DataError, CheckpointError.
     """
-    study.refuse_unknown_parameters(begin)
+    study.check_parameters(begin, locals())
     figures.theme()
     store.rebuild(float(os.environ.get("CLIPMEM_BEGUN", time.time())) if force else 0)
     names, entries, columns = ([one.strip() for one in text.split(",") if text] for text in (models, seen, captions))

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -100,11 +100,9 @@ def begin(
 
     Raise ValueError for an impossible parameter, DataError for a data set that cannot be read or lacks needed classes.
     """
-    if type(seeds) is not int or seeds < 1:
-        raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds!r}")
-    if type(force) is not bool:
-        raise ValueError(f"force: expected True or False, got {force!r}")
-    refuse_unknown_parameters(begin)
+    check_parameters(begin, locals())
+    if seeds < 1:
+        raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds}")
     figures.theme()
     prepare.cache_clear()  # so that a file that was changed since is read again
     store.rebuild(float(os.environ.get("CLIPMEM_BEGUN", time.time())) if force else 0)
@@ -136,10 +134,14 @@ def begin(
     return study
 
 
-def refuse_unknown_parameters(start: Callable) -> None:
+def check_parameters(start: Callable, given: Mapping[str, Any]) -> None:
     """Raise ValueError for a parameter that `papermill -p` sets and `start`, with which a notebook begins, does not
-    have. papermill would only warn."""
-    known = inspect.signature(start).parameters
+    have, where papermill would only warn; and for one of another type: its "false" is a text."""
+    known = inspect.signature(start, eval_str=True).parameters
+    for name in known:
+        if type(given[name]) is not (kind := known[name].annotation):
+            how = {str: "text (papermill: -r instead of -p)", int: "a whole number", bool: "True or False"}[kind]
+            raise ValueError(f"{name}: expected {how}, got {given[name]!r}")
     for cell in getattr(get_ipython(), "user_ns", {}).get("In", []):
         names = re.findall(r"^(\w+) =", cell, re.MULTILINE) if cell.startswith("# Parameters\n") else []
         for name in [name for name in names if name not in known]:

@@ -68,6 +68,8 @@ def test_without_git_the_commits_are_unknown(monkeypatch, tmp_path, untimed):
         (("smoke", "scenes", 0), "seeds: expected a whole number of at least 1, got 0"),
         (("smoke", "scenes", "3"), "seeds: .* got '3'"),
         (("smoke", "scenes", 1, "", "", "false"), "force: expected True or False, got 'false'"),
+        (("smoke", "scenes", True), "seeds: expected a whole number, got True"),
+        (("smoke", "scenes", 1, 5), "captions: expected text .papermill: -r instead of -p., got 5"),
         (("smok", "scenes", 1), "Did you mean 'smoke'"),
     ],
 )
