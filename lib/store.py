@@ -36,7 +36,7 @@ class StoreError(RuntimeError):
 
 def shared() -> Path:
     """Return the store that is read: the environment variable CLIPMEM_RUNS, else `runs/` in the project; absolute."""
-    return Path(os.environ.get("CLIPMEM_RUNS") or ROOT / "runs").expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get("CLIPMEM_RUNS") or ROOT / "runs")).absolute()
 
 
 def root() -> Path:

@@ -106,6 +106,11 @@ def test_a_store_that_may_only_be_read_is_read_and_what_it_lacks_is_made_in_runs
     assert store.finished("run", "missing") and not (given / "run" / "missing").exists()
 
 
+def test_a_tilde_that_is_nobodys_home_is_a_name(monkeypatch):
+    monkeypatch.setenv("CLIPMEM_RUNS", "~nobody-here/x")
+    assert store.shared().parts[-2:] == ("~nobody-here", "x")
+
+
 def test_two_that_want_one_entry_build_it_once(capsys):
     with ThreadPoolExecutor(2) as pool:
         assert len({*pool.map(lambda _: get(extra=lambda folder: time.sleep(0.2)), range(2))}) == 1
