@@ -39,6 +39,9 @@ case "$0" in */*) self="$0" ;; *) self="./$0" ;; esac; export CLIPMEM_COMMAND="$
 while [ -L "$self" ]; do link="$(readlink "$self")"; case "$link" in /*) self="$link" ;; *) self="${self%/*}/$link" ;; esac; done
 root="$(CDPATH='' cd -- "${self%/*}/" && pwd -P)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+umask u=rwx # what is written here is read again here
+[ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge 256 ] || ulimit -Sn 256 2>/dev/null || echo "[NOTE] only $(ulimit -n) files may be open at once; what fails may need more: ulimit -n 256" >&2
+[ "$(ulimit -v)" = unlimited ] || [ "$(ulimit -v)" -ge 8000000 ] || echo "[NOTE] memory is limited to $(ulimit -v) kB; what fails may need more: ulimit -v 8000000" >&2
 [ -t 1 ] || export TQDM_MININTERVAL=30 # seconds; in a log, progress is a line per half minute
 case " $* " in
   *" --help "* | *" -h "*) sed -n '2,/^$/s/^# \{0,1\}//p' "$self"; exit 0 ;;

@@ -38,10 +38,14 @@ def parse(words: list[str]) -> Namespace:
     if options.scale not in SCALES:
         hint = did_you_mean(options.scale, SCALES)
         parser.error(f"no scale is called {options.scale!r}: {', '.join(SCALES)}.{hint}")
-    course, secret = os.path.expanduser(options.course), ROOT / "lib" / "course.py"
+    options.course, options.export = map(os.path.expanduser, (options.course, options.export))
+    course, secret = options.course, ROOT / "lib" / "course.py"
+    jobs, precision = map(os.environ.get, ("CLIPMEM_JOBS", "CLIPMEM_PRECISION"))
     wrong = {
         "--seeds and --jobs: expected a whole number from 1": options.seeds < 1 or options.jobs < 0,
         "--precision: expected fp32 or bf16": options.precision not in ("", "fp32", "bf16"),
+        "CLIPMEM_JOBS: expected a whole number from 1": not (jobs or "1").lstrip("0").isdecimal(),
+        "CLIPMEM_PRECISION: expected fp32 or bf16": precision not in (None, "", "fp32", "bf16"),
         "--only and --from: use one of them": options.only and options.start,
         "--share: expected I/N with I from 1 to N, such as 3/16": options.share and not _is_share(options.share),
         "--export: name the architecture that will be trained, such as --models ViT-B-32": options.export
@@ -69,7 +73,7 @@ def _is_share(text: str) -> bool:
 def chosen(project: Path, options: Namespace) -> list[Path]:
     """Return the notebooks to run, in order: by number, or by a part of the name; none where none fits."""
     every, word = sorted(project.glob("notebooks/[0-9]*.ipynb")), options.only or options.start
-    number = f"{int(word):02d}_" if word.isdigit() else ""
+    number = f"{int(word):02d}_" if word.isdecimal() else ""
     fits = [path for path in every if (path.stem.startswith(number) if number else word in path.stem)]
     return fits if options.only or not fits else every[every.index(fits[0]) :]
 
@@ -162,11 +166,11 @@ def start(project: Path, options: Namespace) -> int:
 
             where = (options.scale, options.dataset, options.captions, options.image)
             base = study.plan("02_miscaptioned_memorization", *where)[1]["CLIP"]
-            print(*export.export(base, Path(options.export).expanduser().absolute(), options.models), sep="\n\n")
+            print(*export.export(base, Path(options.export).absolute(), options.models), sep="\n\n")
         elif options.course:
             from lib import course  # which a student's copy lacks
 
-            course.build(Path(options.course).expanduser())
+            course.build(Path(options.course))
         elif notebooks:
             return run_all(project, options, notebooks)
         else:
@@ -181,6 +185,11 @@ def start(project: Path, options: Namespace) -> int:
 def main(words: list[str], project: Path = ROOT) -> int:
     """Do what run_all.sh was asked, and return its exit status."""
     options = parse(words)
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if not os.access(cache if os.path.exists(cache) else os.path.dirname(cache), os.W_OK):
+        from lib import store  # where libraries then keep what they fetch: a home may only be read
+
+        os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "MPLCONFIGDIR"), str(store.root() / "cache"))
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
     os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
     if options.force:
@@ -193,7 +202,8 @@ def main(words: list[str], project: Path = ROOT) -> int:
         print("\nStopped. The same command continues; what is trained stays.", file=sys.stderr)
         return 130
     except (OSError, MemoryError) as error:  # a full disk above all
-        print(f"[FAIL] {error or 'out of memory'}. What is trained stays; the same command continues.", file=sys.stderr)
+        said = str(error) or "out of memory"
+        print(f"[FAIL] {said}. What is trained stays; the same command continues.", file=sys.stderr)
         return 1
 
 

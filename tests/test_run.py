@@ -203,6 +203,17 @@ def test_a_full_disk_is_one_plain_line(project, monkeypatch, capfd):
     assert "No space left on device. What is trained stays" in capfd.readouterr().err
 
 
+def test_a_memory_limit_and_a_home_that_may_only_be_read(project, monkeypatch, capfd):
+    monkeypatch.setattr(run, "start", mock.Mock(side_effect=MemoryError))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project))
+    assert run.main(["smoke"], project) == 1
+    assert "[FAIL] out of memory. What is trained stays" in capfd.readouterr().err
+    assert os.environ["XDG_CACHE_HOME"] == str(project)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nothing/here")
+    assert run.main(["smoke"], project) == 1
+    assert os.environ["XDG_CACHE_HOME"] == os.environ["MPLCONFIGDIR"] == str(project / "runs" / "cache")
+
+
 def test_two_at_once_do_not_mix_their_files(project, capfd):
     write(project, "02_good")
     executed(project, "").mkdir(parents=True)

@@ -32,6 +32,16 @@ def test_options_that_do_not_exist(words, capsys):
     assert ended.value.code == 2 and WRONG[words] in capsys.readouterr().err
 
 
+def test_the_environment_is_checked_like_the_options(monkeypatch, capsys):
+    for name, said in (("JOBS", "expected a whole number from 1"), ("PRECISION", "expected fp32 or bf16")):
+        monkeypatch.setenv(f"CLIPMEM_{name}", "0")
+        with pytest.raises(SystemExit):
+            parse([])
+        assert f"CLIPMEM_{name}: {said}" in capsys.readouterr().err
+        monkeypatch.setenv(f"CLIPMEM_{name}", "")  # as good as none
+        assert parse(["--export", "~no-one/x", "--models", "RN50"]).export == "~no-one/x"
+
+
 def test_the_continue_command_gives_the_same_options_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a b").mkdir()
@@ -58,6 +68,22 @@ def test_the_shell_shows_its_help_and_refuses_what_it_does_not_know(tmp_path):
     done = shell(link, "smoke", "--forse", sh=["sh"])
     assert done.returncode == 2 and "Did you mean '--force'?" in done.stderr and "Traceback" not in done.stderr
     assert shell(link, "--test", "smoke").returncode == 2
+
+
+def test_limits_of_the_shell_are_raised_or_told_and_what_is_written_can_be_read_again(tmp_path):
+    """With a Python that only shows what it got: here, no package is asked for."""
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(ROOT / "run_all.sh", project)
+    (project / "environment.yml").touch()
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho $(umask) $(ulimit -n)\n")
+    python.chmod(0o755)
+    limited = ["bash", "-c", 'umask 277; ulimit -Sn 99; ulimit -v 7000000; exec "$@"', "-"]
+    done = shell(project / "run_all.sh", sh=limited, VIRTUAL_ENV=str(tmp_path))
+    assert done.stdout.splitlines()[-1] == "0077 256"
+    assert done.stderr == "[NOTE] memory is limited to 7000000 kB; what fails may need more: ulimit -v 8000000\n"
 
 
 def test_an_environment_is_used_when_it_has_what_is_needed(tmp_path):
