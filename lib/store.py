@@ -31,7 +31,10 @@ _rebuild_before = 0.0  # runs and scores made before this time are made again, s
 
 
 class StoreError(RuntimeError):
-    """The store cannot be written; the message names the file and says what to do."""
+    """The store cannot be written; the message names the file and says what to do, and a notebook shows it alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"StoreError: {self}"]
 
 
 def shared() -> Path:

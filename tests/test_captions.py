@@ -86,5 +86,6 @@ def test_compact_tokens_are_the_same_function_and_the_end_token_is_the_largest()
 
 
 def test_a_notebook_shows_the_sentence_alone(capsys):
-    InteractiveShell.instance().run_cell("from lib.captions import DataError; raise DataError('row 7 is empty')")
-    assert capsys.readouterr().out.strip() == "DataError: row 7 is empty"
+    for module, name in (("captions", "DataError"), ("store", "StoreError")):
+        InteractiveShell.instance().run_cell(f"from lib.{module} import {name}; raise {name}('row 7 is empty')")
+        assert capsys.readouterr().out.strip() == f"{name}: row 7 is empty"
