@@ -39,6 +39,7 @@ case "$0" in */*) self="$0" ;; *) self="./$0" ;; esac; export CLIPMEM_COMMAND="$
 while [ -L "$self" ]; do link="$(readlink "$self")"; case "$link" in /*) self="$link" ;; *) self="${self%/*}/$link" ;; esac; done
 root="$(CDPATH='' cd -- "${self%/*}/" && pwd -P)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+[ -n "${HOME:-}" ] || export HOME=~ # without one, and for a user without a name, Jupyter would not start
 umask u=rwx # what is written here is read again here
 [ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge 256 ] || ulimit -Sn 256 2>/dev/null || echo "[NOTE] only $(ulimit -n) files may be open at once; what fails may need more: ulimit -n 256" >&2
 [ "$(ulimit -v)" = unlimited ] || [ "$(ulimit -v)" -ge 8000000 ] || echo "[NOTE] memory is limited to $(ulimit -v) kB; what fails may need more: ulimit -v 8000000" >&2

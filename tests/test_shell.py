@@ -78,11 +78,11 @@ def test_limits_of_the_shell_are_raised_or_told_and_what_is_written_can_be_read_
     (project / "environment.yml").touch()
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text("#!/bin/sh\necho $(umask) $(ulimit -n)\n")
+    python.write_text("#!/bin/sh\necho $(umask) $(ulimit -n) ${HOME:+home}\n")
     python.chmod(0o755)
-    limited = ["bash", "-c", 'umask 277; ulimit -Sn 99; ulimit -v 7000000; exec "$@"', "-"]
+    limited = ["bash", "-c", 'unset HOME; umask 277; ulimit -Sn 99; ulimit -v 7000000; exec "$@"', "-"]
     done = shell(project / "run_all.sh", sh=limited, VIRTUAL_ENV=str(tmp_path))
-    assert done.stdout.splitlines()[-1] == "0077 256"
+    assert done.stdout.splitlines()[-1] == "0077 256 home"
     assert done.stderr == "[NOTE] memory is limited to 7000000 kB; what fails may need more: ulimit -v 8000000\n"
 
 
