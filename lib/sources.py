@@ -37,6 +37,9 @@ def locate(dataset: str) -> tuple[str, str]:
     if dataset.startswith("hf://"):  # single files on the Hub
         return "parquet", dataset
     path = Path(os.path.expanduser(dataset))  # those of os.path raise nothing for odd names
+    there = next((one for one in (path, *path.parents) if os.path.exists(one)), path)
+    if os.path.exists(there) and not os.access(there, os.X_OK if os.path.isdir(there) else os.R_OK):
+        raise DataError(f"{there} may not be read: change its permissions (chmod), or give another path.")
     if dataset and dataset not in PRESETS and os.path.exists(path):
         if path.is_dir() and any(path.rglob("metadata.*")):
             return "imagefolder", str(path.resolve())

@@ -155,6 +155,12 @@ def test_names_that_lead_nowhere_say_what_is_near(tmp_path):
             check(name)
 
 
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # the superuser may enter all
+    with pytest.raises(DataError, match=f"{tmp_path} may not be read: change its permissions"):
+        check(str(tmp_path / "photos.parquet"))
+
+
 @pytest.mark.parametrize("as_text", [True, False])
 def test_pictures_that_a_parquet_file_names_are_read_again_when_they_change(tmp_path, as_text):
     files = [tmp_path / f"{i}.png" for i in range(4)]
