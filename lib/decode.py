@@ -232,8 +232,8 @@ def _write(folder: Path, kept: Sequence[tuple], data: Data, names: Sequence[str]
     digest.update(json.dumps([columns, class_names], sort_keys=True).encode())
     store.write_table(folder / "table.parquet", pd.DataFrame(columns))
     store.write_json(folder / "content.json", {"class_names": class_names, "fingerprint": digest.hexdigest()})
-    with store.atomic(folder / "ids.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, encode(captions, max(map(len, captions)), data.context))
+    np.save(ids := io.BytesIO(), encode(captions, max(map(len, captions)), data.context))
+    store.write_bytes(folder / "ids.npy", ids.getvalue())
 
 
 def _numbered(labels: list[list[Any]], names: Sequence[str]) -> tuple[list[list[int]], dict[int, str]]:
