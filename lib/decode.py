@@ -1,7 +1,7 @@
 """Rows of a data set decoded, once, into an entry of the store; what an interrupted call has read is not read again.
 
-While it is read, `rows.jsonl` has a line for each batch of rows: what they say beside the picture, the digest of the
-picture, and the place behind the batch. The next call goes on after the last line whose pictures are whole.
+While it is read, `rows.log` has a line for each batch of rows: its own digest, and as JSON what the rows say, the
+digests of their pictures and the place behind the batch. The next call goes on after the last line that is whole.
 """
 
 from __future__ import annotations
@@ -97,10 +97,8 @@ def batches(rows: Any, where: str) -> Iterator[list[dict[str, Any]]]:
             yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
             done += BATCH
     except Exception as error:  # pyarrow's and the network's errors of many kinds
-        said = f"{where}: reading stopped after {done} rows ({error})"
-        raise DataError(
-            f"{said}. It is damaged or empty: copy it again; of the Hub, the same command reads on."
-        ) from error
+        said = f"{where}: reading stopped after {done} rows ({error}). A file is damaged or empty: copy it again."
+        raise DataError(f"{said} From the Hub, the same command reads on.") from error
 
 
 def read_batches(
@@ -113,10 +111,10 @@ def read_batches(
 ) -> Iterator[tuple[list[Row], Place]]:
     """Yield lists of usable rows, each with the place behind it, where another call reads on; {} is the beginning.
 
-    Rows are decoded on all cores, or `only` some numbers; `make` turns each picture into what is kept. A place is made
-    of JSON: "row", the next number; "broken", how many were skipped until there, and in "problems" why the first were;
-    and the "state" of `datasets`, which finds it again without reading all before it. Raise DataError where reading
-    breaks off.
+    Rows, or `only` those with some numbers, are decoded on all cores; `make` turns each picture into what is kept. A
+    place is made of JSON: "row", the next number; "broken", how many were skipped before it, and in "problems" why the
+    first ones were; and the "state" of `datasets`, which finds it again without reading all before it. Raise DataError
+    where reading breaks off.
     """
     rows = rows.select_columns(list(dict.fromkeys([columns.image, *columns.captions, *filter(None, [columns.label])])))
     if "state" in place:
@@ -125,9 +123,8 @@ def read_batches(
     with ThreadPoolExecutor() as pool, tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2) as bar:
         for batch in batches(rows, where):
             wanted = {n: row for n, row in enumerate(batch, start) if only is None or n in only}
-            found = dict(
-                zip(wanted, pool.map(partial(_usable, columns=columns, make=make), wanted.values()), strict=True)
-            )
+            made = pool.map(partial(_usable, columns=columns, make=make), wanted.values())
+            found = dict(zip(wanted, made, strict=True))
             wrong = [f"row {n}: {one}" for n, one in found.items() if isinstance(one, str)]
             start, broken, problems = start + len(batch), broken + len(wrong), [*problems, *wrong][:5]
             good = [Row(n, *one) for n, one in found.items() if not isinstance(one, str)]
@@ -171,7 +168,7 @@ def keep(
     `read(place)` yields batches of rows, each with the place behind it. It is read to the end, or until there are
     `most` different pictures. `truth`: rarity and vagueness of each row. Return the place where reading ended.
     """
-    images, journal = folder / "images.bin", folder / "rows.jsonl"
+    images, journal = folder / "images.bin", folder / "rows.log"
     seen: dict[str, tuple[int, list[Any], list[list[str]]]] = {}  # digest of an image -> the number and the labels of
     place: Place = {}  # its first row, the captions of each of its rows
     with store.explained(images), images.open("ab+") as pixels, journal.open("ab+") as lines:
@@ -191,7 +188,8 @@ def keep(
                 taken.append((row.number, row.captions, row.labels, own))
             pixels.flush()
             place = behind
-            lines.write(json.dumps({"place": place, "rows": taken}, default=str).encode() + b"\n")
+            line = json.dumps({"place": place, "rows": taken}, default=str).encode()
+            lines.write(hashlib.sha256(line).hexdigest().encode() + line + b"\n")
             lines.flush()
             if len(seen) == most:
                 break
@@ -203,11 +201,13 @@ def keep(
 
 def _whole(images: BinaryIO, journal: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
     """Yield the batches of an interrupted call, as far as the line and its pictures are whole; cut off the rest."""
-    known, end = set[Any](), 0
+    known, end = set[str](), 0
     images.seek(0)
     journal.seek(0)
     for line in journal:
-        batch = json.loads(line) if line.endswith(b"}\n") else {"rows": [(None,)]}
+        if hashlib.sha256(line[64:-1]).hexdigest().encode() != line[:64]:
+            break
+        batch = json.loads(line[64:])
         new = dict.fromkeys(own for *_, own in batch["rows"] if own not in known)
         if any(hashlib.sha256(images.read(size)).hexdigest() != own for own in new):
             break
