@@ -105,14 +105,15 @@ def test_smoke_runs_every_notebook_touches_no_reference_and_a_second_call_trains
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [("1", "01_which_pairs"), ("mitigation", "04_removal"), ("5", "05_membership")]
+    ("number", "expected"),
+    [("1", "01_which_pairs"), ("mitigation", "04_removal"), ("5", "05_membership"), ("6", "06_mitigations")],
 )
 def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_notebooks(
     clone, tmp_path, number, expected
 ):
     made = columns(400)
     mine = {"photo": made["image"], "sentences": made["captions"], "label": [i % 3 for i in range(400)]}
-    if expected == "04_removal":
+    if expected in ("04_removal", "06_mitigations"):
         del mine["label"]  # no classes and no labelled sets: utility is retrieval then
     path = write_parquet(tmp_path / "my photos.parquet", mine)
     named = ["--image", "photo", "--captions", "sentences", "--seeds", "2"]
