@@ -168,7 +168,8 @@ def pages() -> dict[Path, str]:
     """Return every file that is made from the published tables: path -> text."""
     readme = store.ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, table in (("findings", summary()), ("times", _measured("times")), ("agreement", _measured("agreement"))):
+    for name in ("findings", "times", "agreement", "own_models"):
+        table = summary() if name == "findings" else _measured(name)
         start = f"<!-- {name}: python -m lib.pages --write -->\n"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
