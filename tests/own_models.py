@@ -1,6 +1,6 @@
 """Are planted captions found in models that open_clip_train trained? A table that README quotes.
 
-    python tests/own_models.py PARQUET FOLDER TABLE     about half an hour on two cores
+    python tests/own_models.py PARQUET FOLDER TABLE     about 40 minutes on two cores
 
 PARQUET is split as for this companion's own models, and some captions are swapped. open_clip_train trains f and g, in
 one process, on the shards that lib/export.py writes to FOLDER, and notebook 05 scores both. TABLE: how well each score
