@@ -20,6 +20,7 @@ def trial(recipe: Recipe, words: int, context: int, classes: int = 0) -> tuple[f
     """Return the seconds of a training step, the mean of three after a first one; the most memory taken, in GB (of the
     accelerator, else of this process); and the number of weights. `words`: how many token ids the captions hold."""
     recipe, batch, pixels = replace(recipe, seed=0), recipe.batch, recipe.data.pixels
+    classes = classes if recipe.objective == "label" else 0
     config, sigmoid = model_config(recipe.model, recipe.width), recipe.objective == "sigmoid"
     model = models.build(config, pixels, words, context, 0, classes, sigmoid).to(models.device()).train()
     optimiser, where = train.make_optimiser(model, recipe), models.device()
@@ -27,7 +28,7 @@ def trial(recipe: Recipe, words: int, context: int, classes: int = 0) -> tuple[f
     tokens = torch.randint(1, words, (batch, recipe.n_captions, context)).to(where)
     for count in (1, 3):
         rows, started = torch.arange(batch).repeat(count).to(where), time.monotonic()
-        targets = torch.rand(len(rows), classes).to(where)
+        targets = torch.rand(len(rows), classes).softmax(dim=1).to(where)
         train.run_epoch(recipe, 0, Resident(images, rows, tokens.repeat(count, 1, 1), targets), model, optimiser)
     seconds = (time.monotonic() - started) / 3
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -148,8 +148,10 @@ def test_what_a_model_costs_is_said_without_reading_any_data(own_store):
 
 def test_a_step_is_timed_for_every_kind_of_recipe(trained):
     conditions = study.plan(FOURTH, "smoke", "scenes", "", "")[1]
-    for name in ("CLIP", "noisy", "noisy, random"):
-        assert 0 < study.estimate_seconds([conditions[name]]) < 600
+    paradigms = study.plan("01_supervised_vs_ssl", "smoke", "scenes", "", "")[1].values()
+    sigmoid = replace(conditions["CLIP"], objective="sigmoid", n_captions=5, width=2.0)
+    for recipe in (*paradigms, sigmoid, *(conditions[name] for name in ("noisy", "noisy, random"))):
+        assert 0 < study.estimate_seconds([recipe]) < 600
 
 
 def modified(folder):
