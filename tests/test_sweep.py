@@ -15,7 +15,7 @@ from lib import run, runs, study, sweep
 from lib.execute import NotebookError
 from lib.recipes import f_and_g
 
-LONG = replace(TINY, epochs=200, evaluations=1)  # a few seconds
+LONG = replace(TINY, epochs=100, evaluations=1)  # a few seconds
 
 
 def weights(recipes, monkeypatch, where):
