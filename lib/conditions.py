@@ -64,8 +64,8 @@ def mitigations(base: Recipe) -> dict[str, Recipe]:
 
 
 def beyond(base: Recipe) -> dict[str, Recipe]:
-    """Notebook 06: another loss, width and batch; other numbers of pairs and epochs; MultiMem's mitigations, on the
-    noisy data of notebook 04. Of scenes more can be drawn: so many that each is seen once, in as many steps as CLIP
+    """Notebook 06: another loss, width, depth and batch; other numbers of pairs and epochs; MultiMem's mitigations, on
+    the noisy data of notebook 04. Of scenes more can be drawn: so many that each is seen once, in as many steps as CLIP
     takes."""
     once, data, half = replace(base, evaluations=1), base.data, base.data.pool // 2
     found = {
@@ -73,6 +73,8 @@ def beyond(base: Recipe) -> dict[str, Recipe]:
         "SigLIP": replace(base, objective="sigmoid"),
         "half width": replace(once, width=0.5),
         "double width": replace(once, width=2.0),
+        "half depth": replace(once, depth=0.5),
+        "double depth": replace(once, depth=2.0),
         "double batch": replace(once, batch=2 * base.batch),
     }
     scenes, usual = data.dataset == "scenes", data.shared + half  # pairs that each model trains on

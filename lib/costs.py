@@ -21,7 +21,7 @@ def trial(recipe: Recipe, words: int, context: int, classes: int = 0) -> tuple[f
     accelerator, else of this process); and the number of weights. `words`: how many token ids the captions hold."""
     recipe, batch, pixels = replace(recipe, seed=0), recipe.batch, recipe.data.pixels
     classes = classes if recipe.objective == "label" else 0
-    config, sigmoid = model_config(recipe.model, recipe.width), recipe.objective == "sigmoid"
+    config, sigmoid = model_config(recipe.model, recipe.width, recipe.depth), recipe.objective == "sigmoid"
     model = models.build(config, pixels, words, context, 0, classes, sigmoid).to(models.device()).train()
     optimiser, where = train.make_optimiser(model, recipe), models.device()
     images = torch.randint(256, (batch, 3, pixels, pixels), dtype=torch.uint8).to(where)

@@ -7,6 +7,7 @@ Standard library only, so that run_all.sh can check its options before anything 
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 6  # raise it when a change of code changes numbers: every older run is then trained again
-LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0}  # fields of Recipe that came later, and what turns them off
+# Fields of Recipe that came later, and what turns them off
+LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0, "depth": 1.0}
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
 # Short names of data sets on the Hugging Face Hub. COCO's training pictures have five captions, those of CC3M have one.
@@ -75,6 +77,7 @@ class Recipe:
     finetuned: int = 0  # trained without removal first, then for so many epochs more without the removed pairs
     regrouped: float = 0.0  # this share, ranked by remove_by, fills batches of its own; they alone have the mitigations
     width: float = 1.0  # of both towers, as a multiple of the model's
+    depth: float = 1.0  # the same for the number of layers
 
     @property
     def reads_captions(self) -> bool:
@@ -141,9 +144,9 @@ def slug(dataset: str) -> str:
     return f"{published_name(dataset)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
-def model_config(name: str, width: float = 1.0) -> dict[str, Any]:
-    """Return the open_clip config `lib/models/<name>.json`, its towers `width` times as wide, with as many heads. Raise
-    ValueError, with the names there are, without one."""
+def model_config(name: str, width: float = 1.0, depth: float = 1.0) -> dict[str, Any]:
+    """Return the open_clip config `lib/models/<name>.json`, its towers `width` times as wide, with as many heads, and
+    `depth` times as deep. Raise ValueError, with the names there are, without one."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     if name not in names:
         hint = did_you_mean(name, names)
@@ -151,6 +154,8 @@ def model_config(name: str, width: float = 1.0) -> dict[str, Any]:
     config = json.loads((MODELS / f"{name}.json").read_text())
     for tower, size in (("vision_cfg", "width"), ("vision_cfg", "head_width"), ("text_cfg", "width")):
         config[tower][size] = round(config[tower][size] * width)
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower]["layers"] = math.ceil(config[tower]["layers"] * depth)
     return config
 
 

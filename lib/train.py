@@ -50,7 +50,7 @@ def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resid
 def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
     """Return the model of a recipe as it is before training, on the device."""
     return models.build(
-        config=model_config(recipe.model, recipe.width),
+        config=model_config(recipe.model, recipe.width, recipe.depth),
         pixels=recipe.data.pixels,
         vocabulary=len(prepared.token_ids),
         context=prepared.tokens.shape[2],

@@ -151,8 +151,19 @@ def test_sizes_take_no_more_steps_than_clip_and_end_with_a_single_pass_of_as_man
 
 def test_what_came_later_to_a_recipe_changes_no_older_key():
     assert key(SCENES, "data", "fp32") == "7f0f8d8a4ca84e22"
-    later = [replace(SCENES, width=2.0), replace(SCENES, finetuned=3), replace(SCENES, regrouped=0.05)]
-    assert len({key(recipe, "data", "fp32") for recipe in [SCENES, *later]}) == 4
+    changes = {"width": 2.0, "depth": 2.0, "finetuned": 3, "regrouped": 0.05}
+    later = [replace(SCENES, **{name: value}) for name, value in changes.items()]
+    assert (
+        changes.keys() == recipes.LATER.keys()
+        and len({key(recipe, "data", "fp32") for recipe in [SCENES, *later]}) == 5
+    )
+
+
+def test_towers_are_as_wide_and_as_deep_as_asked():
+    for factor, widths, layers in ((2.0, [192, 192], [8, 6]), (0.5, [48, 48], [2, 2])):
+        config = recipes.model_config("scenes", width=factor, depth=factor)
+        towers = config["vision_cfg"], config["text_cfg"]
+        assert [tower["width"] for tower in towers] == widths and [tower["layers"] for tower in towers] == layers
 
 
 def test_fine_tuning_starts_from_the_model_before_removal_and_other_seeds_say_what_to_remove():

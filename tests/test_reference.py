@@ -288,8 +288,8 @@ HEADLINES = {
     "6b": siglip("swapped", "clean"),
     "6c": better_detector,
     "6d": at_equal_retrieval,
-    "6e": fall("06_width", "double width", "half width"),
-    "6f": above_the_line("06_width", "half width"),
+    "6e": fall("06_towers", "double width", "half width"),
+    "6f": above_the_line("06_towers", "half width"),
     "6g": lambda folder: exponents(folder)[1],
     "6h": lambda folder: sum(exponents(folder)),
     "6i": lambda folder: table(folder, "06_loss")["clipmem_clip"].mean() / 10 - once(folder),
@@ -298,6 +298,8 @@ HEADLINES = {
     "6l": above_the_line("06_mitigations", "noisy, regrouped"),
     "6m": fall("06_mitigations", "noisy", "noisy, fine-tuned"),
     "6n": above_the_line("06_mitigations", "noisy, fine-tuned"),
+    "6p": fall("06_towers", "double depth", "half depth"),
+    "6q": above_the_line("06_towers", "half depth"),
     "6o": above_the_line("06_mitigations", "noisy, 5 captions", "noisy, regrouped"),
 }
 
