@@ -243,8 +243,8 @@ def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.Dat
         colour = colours.get(str(family), NOISE)
         across, up = ((part[axis] - part[f"{axis}_low"], part[f"{axis}_high"] - part[axis]) for axis in "mu")
         ax.errorbar(part["m"], part["u"], up, across, fmt="o", ms=8, mec="white", color=colour, elinewidth=1, zorder=4)
-    for place, (name, m, u) in enumerate(rows.sort_values("m")[["name", "m", "u"]].to_numpy()):  # above, below, above
-        ax.annotate(name, (m, u), (7, -13 if place % 2 else 5), textcoords="offset points", fontsize=10)
+    for name, m, u in rows[["name", "m", "u"]].to_numpy():  # the rightmost below: its neighbour is close
+        ax.annotate(name, (m, u), (7, -13 if m == rows["m"].max() else 5), textcoords="offset points", fontsize=10)
     ax.dataLim.update_from_data_xy(rows[["m", "u"]].to_numpy(float), ignore=True)
     ax.margins(0.3)
     return rows
