@@ -22,6 +22,10 @@ from lib.stats import holm
 
 OWN_MODELS = "05_your_own_models"  # shows models that others have, and is not published
 TEMPLATES = Path(__file__).with_name("templates")
+VERDICTS = (
+    "The interval alone decides a verdict; p is adjusted for all claims of a page (Holm). *Detectable* is the least "
+    "effect that so many seeds would find in 80 % of all cases. [What the claims say, for all data sets](../README.md)"
+)
 WIDTH = 15  # characters of an interval bar
 SIGNS = {"reproduced": "●", "contradicted": "○", "inconclusive": "◐", "not testable": "–"}
 
@@ -51,14 +55,13 @@ def gallery(folder: Path) -> str:
     dataset, scale = rows["dataset"].iloc[0], rows["scale"].iloc[0]
     source = dataset if dataset in PRESETS else f"{dataset}.parquet"
     command = f"./run_all.sh {scale}" + f" --dataset {source}" * (dataset != "scenes")
-    seeds, commits = rows["seeds"].max(), ", ".join(sorted(set(rows["commit"])))
-    text = f"# {dataset}, scale {scale}\n\nReference results with {seeds} seeds, from commit {commits}. "
-    text += f"Repeat them with `{command}`. [All data sets side by side](../README.md)\n"
+    text = f"# {dataset}, scale {scale}\n\nReference results. Repeat them with `{command}`. {VERDICTS}\n"
     figures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
     figures.sort(key=lambda one: one["place"])
     for notebook, part in rows.groupby("notebook"):
         path = store.ROOT / "notebooks" / f"{notebook}.ipynb"
         text += f"\n## {report.title(path)}\n\n[Notebook {notebook[:2]}](../../notebooks/{notebook}.ipynb)"
+        text += f" · {part['seeds'].max()} seeds · commit {', '.join(sorted(set(part['commit'])))}"
         text += f" · [executed](executed/{notebook}.md)\n" * (folder / "executed" / f"{notebook}.md").exists() or "\n"
         for one in [one for one in figures if one["notebook"] == notebook]:
             text += f"\n### {one['title']}\n\n![{one['title']}]({one['figure']}.png)\n\n"
@@ -73,9 +76,16 @@ def _details(row: pd.Series) -> list[str]:
     if row["verdict"] == "inconclusive":
         needed = row["seeds"] * ((row["high"] - row["low"]) / 2 / row["value"]) ** 2
         reason = f"at least {math.ceil(needed)} seeds" if needed < 1000 else "no number of seeds would help"
-    p = _number(row["p"]).replace(".000", "< .001")
+    p = _number(row["p"]) if not row["p"] < 0.0005 else "< .001"
     verdict = f"**{row['verdict']}**" + f": {reason}" * bool(reason)
-    return [row["finding"], verdict, row["statistic"], _interval(row), p, _number(row["detectable"])]
+    return [
+        f"[{row['finding']}](../README.md#{row['finding']})",
+        verdict,
+        row["statistic"],
+        _interval(row),
+        p,
+        _number(row["detectable"]),
+    ]
 
 
 def _number(value: float, digits: int = 3) -> str:

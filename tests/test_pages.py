@@ -59,12 +59,18 @@ def test_a_claim_is_one_row_with_its_data_sets_side_by_side(reference):
 
 def test_the_gallery_adjusts_p_and_says_what_would_decide(reference):
     tested = [finding("2a", p=0.01), finding("2d", p=0.00001), finding("2i", p=0.4, verdict="inconclusive")]
-    folder = reference(*tested, finding("2e", verdict="not testable", reason="few"), finding("2f", statistic="a|b"))
+    folder = reference(
+        *tested, finding("2e", verdict="not testable", reason="few"), finding("2f", statistic="a|b", p=1.0)
+    )
     about = {"notebook": NOTEBOOK, "figure": "02_x", "title": "Look here", "footer": "scenes, 3 seeds.", "place": 0}
     (folder / "02_x.json").write_text(json.dumps(about))
     text = pages.gallery(folder)
-    assert cells(text, "2a")[4] == ".030" and cells(text, "2d")[4] == "< .001" and cells(text, "2e")[4] == "—"
-    assert cells(text, "2i")[1] == "**inconclusive**: at least 2 seeds" and cells(text, "2e")[1].endswith("few")
+    by_claim = {claim: cells(text, f"[{claim}](../README.md#{claim})") for claim in ("2a", "2d", "2e", "2f", "2i")}
+    assert {claim: row[-2] for claim, row in by_claim.items()} == {
+        "2a": ".030", "2d": "< .001", "2e": "—", "2f": "1.000", "2i": ".800",
+    }  # fmt: skip
+    assert by_claim["2i"][1] == "**inconclusive**: at least 2 seeds" and by_claim["2e"][1].endswith("few")
+    assert "3 seeds · commit" in text
     assert "a\\|b" in text and "`./run_all.sh laptop`" in text
     assert "### Look here\n\n![Look here](02_x.png)" in text and "[Table](02_x.csv)" in text
     with_data = reference(finding(dataset="flickr8k")), reference(finding(dataset="coco12k"))
