@@ -224,9 +224,10 @@ def cost(
 
 def estimate_seconds(recipes: Sequence[Recipe]) -> float:
     """Return about how long the given trainings and their scores will take here, from a few timed steps."""
-    jobs, total = side_by_side(), 0.0
-    for objective in dict.fromkeys(recipe.objective for recipe in recipes):
-        same = [recipe for recipe in recipes if recipe.objective == objective]
+    jobs, total, kinds = side_by_side(), 0.0, dict[Any, list[Recipe]]()
+    for recipe in recipes:
+        kinds.setdefault((recipe.objective, recipe.width, recipe.depth, recipe.batch), []).append(recipe)
+    for same in kinds.values():
         copies = [replace(same[0], seed=-1 - copy) for copy in range(jobs)]
         step = np.mean(run_parallel("estimating the time", lambda recipe, report: _step_seconds(recipe), copies))
         total += step * sum(map(_steps, same))

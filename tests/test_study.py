@@ -154,6 +154,14 @@ def test_a_step_is_timed_for_every_kind_of_recipe(trained):
         assert 0 < study.estimate_seconds([recipe]) < 600
 
 
+def test_the_time_of_a_wide_model_is_not_that_of_a_narrow_one(monkeypatch, trained):
+    monkeypatch.setattr(study, "_step_seconds", lambda recipe: recipe.width * recipe.depth * recipe.batch)
+    plain = study.plan(NOTEBOOK, "smoke", "scenes", "", "")[1]["CLIP"]
+    for change, times in (({"width": 2.0}, 2), ({"depth": 2.0}, 2), ({"batch": 2 * plain.batch}, 1)):
+        alone, both = (study.estimate_seconds(some) for some in ([plain], [replace(plain, **change), plain]))
+        assert both == pytest.approx((1 + times) * alone)
+
+
 def modified(folder):
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
 
