@@ -76,16 +76,10 @@ def _details(row: pd.Series) -> list[str]:
     if row["verdict"] == "inconclusive":
         needed = row["seeds"] * ((row["high"] - row["low"]) / 2 / row["value"]) ** 2
         reason = f"at least {math.ceil(needed)} seeds" if needed < 1000 else "no number of seeds would help"
-    p = _number(row["p"]) if not row["p"] < 0.0005 else "< .001"
+    p = "< .001" if row["p"] < 0.0005 else _number(row["p"])
     verdict = f"**{row['verdict']}**" + f": {reason}" * bool(reason)
-    return [
-        f"[{row['finding']}](../README.md#{row['finding']})",
-        verdict,
-        row["statistic"],
-        _interval(row),
-        p,
-        _number(row["detectable"]),
-    ]
+    link = f"[{row['finding']}](../README.md#{row['finding']})"
+    return [link, verdict, row["statistic"], _interval(row), p, _number(row["detectable"])]
 
 
 def _number(value: float, digits: int = 3) -> str:
