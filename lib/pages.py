@@ -24,7 +24,8 @@ OWN_MODELS = "05_your_own_models"  # shows models that others have, and is not p
 TEMPLATES = Path(__file__).with_name("templates")
 VERDICTS = (
     "The interval alone decides a verdict; p is adjusted for all claims of a page (Holm). *Detectable* is the least "
-    "effect that so many seeds would find in 80 % of all cases. [What the claims say, for all data sets](../README.md)"
+    "effect that so many seeds would find in 80 % of all cases. *At least N seeds*: so many until an interval around "
+    "the same value leaves out 0. [What the claims say, for all data sets](../README.md)"
 )
 WIDTH = 15  # characters of an interval bar
 SIGNS = {"reproduced": "●", "contradicted": "○", "inconclusive": "◐", "not testable": "–"}
@@ -55,13 +56,14 @@ def gallery(folder: Path) -> str:
     dataset, scale = rows["dataset"].iloc[0], rows["scale"].iloc[0]
     source = dataset if dataset in PRESETS else f"{dataset}.parquet"
     command = f"./run_all.sh {scale}" + f" --dataset {source}" * (dataset != "scenes")
-    text = f"# {dataset}, scale {scale}\n\nReference results. Repeat them with `{command}`. {VERDICTS}\n"
+    text = f"# {dataset}, scale {scale}\n\nReference results. {VERDICTS}\n"
     figures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
     figures.sort(key=lambda one: one["place"])
     for notebook, part in rows.groupby("notebook"):
         path = store.ROOT / "notebooks" / f"{notebook}.ipynb"
         text += f"\n## {report.title(path)}\n\n[Notebook {notebook[:2]}](../../notebooks/{notebook}.ipynb)"
-        text += f" · {part['seeds'].max()} seeds · commit {', '.join(sorted(set(part['commit'])))}"
+        seeds, commits = part["seeds"].max(), ", ".join(sorted(set(part["commit"])))
+        text += f" · {seeds} seeds · commit {commits} · repeat it: `{command} --only {notebook[:2]} --seeds {seeds}`"
         text += f" · [executed](executed/{notebook}.md)\n" * (folder / "executed" / f"{notebook}.md").exists() or "\n"
         for one in [one for one in figures if one["notebook"] == notebook]:
             text += f"\n### {one['title']}\n\n![{one['title']}]({one['figure']}.png)\n\n"
@@ -75,7 +77,7 @@ def _details(row: pd.Series) -> list[str]:
     reason = row["reason"]
     if row["verdict"] == "inconclusive":
         needed = row["seeds"] * ((row["high"] - row["low"]) / 2 / row["value"]) ** 2
-        reason = f"at least {math.ceil(needed)} seeds" if needed < 1000 else "no number of seeds would help"
+        reason = f"at least {math.ceil(needed)} seeds" if needed < 1000 else "more than 1,000 seeds"
     p = "< .001" if row["p"] < 0.0005 else _number(row["p"])
     verdict = f"**{row['verdict']}**" + f": {reason}" * bool(reason)
     link = f"[{row['finding']}](../README.md#{row['finding']})"
@@ -155,7 +157,8 @@ def summary() -> str:
         for claim, sentences in one["sentences"].items():
             scenes, photographs = (verdicts.get((name, claim)) for name in one["sets"])
             if scenes in sentences:
-                differs = f" (photographs: {photographs})" * (photographs not in (None, scenes))
+                differs = {None: " (tested on scenes alone)", scenes: ""}
+                differs = differs.get(photographs, f" ({one['sets'][1].partition('-')[0]}: {photographs})")
                 said.append(sentences[scenes] + differs)
         lines.append([link, one["says"], one["paper"], *cells, "; ".join(said)])
     heads = ["", "the paper says", "the paper", "ours, drawn scenes", "ours, photographs", "did it hold?"]

@@ -71,11 +71,11 @@ def test_the_gallery_adjusts_p_and_says_what_would_decide(reference):
     }  # fmt: skip
     assert by_claim["2i"][1] == "**inconclusive**: at least 2 seeds" and by_claim["2e"][1].endswith("few")
     assert "3 seeds · commit" in text
-    assert "a\\|b" in text and "`./run_all.sh laptop`" in text
+    assert "a\\|b" in text and "repeat it: `./run_all.sh laptop --only 02 --seeds 3`" in text
     assert "### Look here\n\n![Look here](02_x.png)" in text and "[Table](02_x.csv)" in text
     with_data = reference(finding(dataset="flickr8k")), reference(finding(dataset="coco12k"))
-    commands = [re.search("Repeat them with `(.*?)`", pages.gallery(folder))[1] for folder in with_data]
-    assert [command.split()[-1] for command in commands] == ["flickr8k", "coco12k.parquet"]
+    commands = [re.search("repeat it: `(.*?)`", pages.gallery(folder))[1] for folder in with_data]
+    assert [re.search("--dataset (.*?) ", command)[1] for command in commands] == ["flickr8k", "coco12k.parquet"]
 
 
 def test_the_summary_says_a_sentence_only_while_its_claim_has_that_verdict(monkeypatch):
