@@ -24,8 +24,8 @@ OWN_MODELS = "05_your_own_models"  # shows models that others have, and is not p
 TEMPLATES = Path(__file__).with_name("templates")
 VERDICTS = (
     "The interval alone decides a verdict; p is adjusted for all claims of a page (Holm). *Detectable* is the least "
-    "effect that so many seeds would find in 80 % of all cases. *At least N seeds*: so many until an interval around "
-    "the same value leaves out 0. [What the claims say, for all data sets](../README.md)"
+    "effect that so many seeds would find in 80 % of all cases. *At least N seeds*: with so many, an interval "
+    "around the same value would leave out 0. [What the claims say, for all data sets](../README.md)"
 )
 WIDTH = 15  # characters of an interval bar
 SIGNS = {"reproduced": "●", "contradicted": "○", "inconclusive": "◐", "not testable": "–"}
@@ -157,9 +157,8 @@ def summary() -> str:
         for claim, sentences in one["sentences"].items():
             scenes, photographs = (verdicts.get((name, claim)) for name in one["sets"])
             if scenes in sentences:
-                differs = {None: " (tested on scenes alone)", scenes: ""}
-                differs = differs.get(photographs, f" ({one['sets'][1].partition('-')[0]}: {photographs})")
-                said.append(sentences[scenes] + differs)
+                other = f" ({one['sets'][1].partition('-')[0]}: {photographs})"
+                said.append(sentences[scenes] + {None: " (tested on scenes alone)", scenes: ""}.get(photographs, other))
         lines.append([link, one["says"], one["paper"], *cells, "; ".join(said)])
     heads = ["", "the paper says", "the paper", "ours, drawn scenes", "ours, photographs", "did it hold?"]
     return _table(heads, lines)
