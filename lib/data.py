@@ -1,9 +1,10 @@
-"""A data set, ready to train on: loaded (decoded once, then kept in the store), split, corrupted, tokenized."""
+"""A data set, ready to train on: read once into the store, split, corrupted, tokenized."""
 
 import hashlib
+import io
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,52 +12,44 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-from lib import store
-from lib.captions import Corruption, DataError, compact, corrupt, encode
-from lib.decode import Row, keep, read_batches, read_rows, square, tell_broken
-from lib.recipes import CORRUPTED, SUBSETS, Data
+from lib import photos, store
+from lib.captions import Corruption, compact, corrupt, encode
+from lib.photos import DataError, Row
+from lib.recipes import CORRUPTED, HALVES, SUBSETS, DataConfig, Recipe
 from lib.scenes import make_scenes
-from lib.sources import find_columns, locate, open_rows, picture_files
 
-FORMAT = 1  # raise it when decoding changes
-WORLD_SEED = 0  # all scenes come from one world: Data.seed shuffles the split, not the scenes
-ENDLESS = ("hub", "webdataset")  # of these are read as many pictures as are needed: they may be millions
-FOLDERS = ("imagefolder", "webdataset")
-FIRST_ROWS = 1000  # what a check reads at most; it mostly ends after three
-LEAST_CANDIDATES = 40  # fewer scores than this say nothing about a group
+FORMAT = 2  # raise it when decoding changes
+WORLD_SEED = 0  # all scenes come from one world: DataConfig.seed shuffles the split, not the scenes
+ENDLESS = ("hub", "webdataset")  # of these only as many pictures are read as are needed: they may be millions
+MIN_CANDIDATES = 40  # fewer scores than this say nothing about a group
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """N images with their captions, in the order of the source; the place here is a pair's row everywhere."""
+class RawPairs:
+    """N images with their captions, in the order of the source; the position here is a pair's row everywhere."""
 
     images: np.ndarray  # uint8 [N, 3, pixels, pixels], a private memory map: writing to it changes no file
-    captions: list[list[str]]  # N lists of one or more captions; the first one is caption 0
+    captions: list[list[str]]  # N lists of one or more captions (of none in a labelled set); the first is caption 0
     ids: np.ndarray  # int32 [N, C, context], open_clip's token ids of the captions
-    classes: list[list[int]]  # N lists of the image's class ids; empty: none known
-    class_names: dict[int, str]  # where the source names them
-    table: pd.DataFrame  # [N] pair_id, vagueness, rarity as in `Prepared.table`; skipped rows leave gaps in pair_id
+    shares: np.ndarray  # float32 [N, K], share of each class in a pair's label; 0 everywhere: none known
+    class_names: tuple[str, ...]  # K
+    table: pd.DataFrame  # [N] pair_id (row of the source), and of scenes rarity and vagueness, else NaN
     fingerprint: str  # SHA-256 of the content
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What training and scoring read; row numbers are those of `Pairs`."""
+class Dataset(RawPairs):
+    """What training and scoring read: pairs split, corrupted and tokenized. `images` and `captions` are as models see
+    them, after corruption; `table` has one row per pair of any subset, index = row, see `prepare`."""
 
-    data: Data  # as asked for, with smaller sizes where the source is too small
+    config: DataConfig  # as asked for, with smaller sizes where the source is too small
     subsets: dict[str, np.ndarray]  # name -> sorted rows
-    images: np.ndarray  # uint8 [N, 3, pixels, pixels], as models see them: some are inverted
-    captions: list[list[str]]  # after corruption
-    tokens: np.ndarray  # int32 [N, C, L] of these captions, compact ids, 0 = padding
+    originals: list[list[str]]  # captions before corruption
+    tokens: np.ndarray  # int32 [N, C, L] of the captions, compact ids, 0 = padding
     token_ids: np.ndarray  # int64 [V], compact id -> open_clip's id
-    true_targets: np.ndarray  # float32 [N, K], share of each class in a pair's label; 0 everywhere: none known
-    targets: np.ndarray  # float32 [N, K], the same with swapped labels: a swapped pair has its donor's
-    class_names: tuple[str, ...]  # K
+    targets: np.ndarray  # float32 [N, K], `shares` with swapped labels: a swapped pair has its donor's
     pair_ids: np.ndarray  # int64 [N]
-    table: pd.DataFrame  # one row per pair of any subset, index = row; see `prepare`
-    fingerprint: str  # of `Pairs`
 
     def half(self, name: str, seed: int) -> np.ndarray:
         """Return the sorted rows of the pool that f of a seed trains on ("candidate") or its g ("independent").
@@ -68,64 +61,50 @@ class Prepared:
         order = np.lexsort([rng.random(len(rows)), kinds["share_swapped"], kinds["corruption"]])
         return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
 
-
-def check(dataset: str, image: str = "", captions: Sequence[str] = ()) -> str:
-    """Return a sentence about what a data set holds, from its description and first rows, without reading it all. Raise
-    DataError where it cannot be used, as far as these tell."""
-    if dataset == "scenes":
-        return "scenes: drawn from a seed, nothing to read or download"
-    rows, (_, where) = open_rows(dataset), locate(dataset)
-    columns = find_columns(rows, where, image, captions)
-    texts: set[str] = set()
-    for row in read_rows(rows.take(FIRST_ROWS), where, columns, partial(square, pixels=8)):
-        texts.add(" ".join(row.captions))
-        if len(texts) > 2:
-            return f"{where}: pictures in '{columns.image}', captions in {', '.join(columns.captions)}"
-    said = f"{where}: fewer than 3 different captions in the first {FIRST_ROWS:,} rows; shuffle them if they are sorted"
-    raise DataError(f"{said}. CLIP needs captions that tell pictures apart.")
+    def training_rows(self, recipe: Recipe, removed: Sequence[int] = ()) -> np.ndarray:
+        """Return the rows that a recipe trains on, without those of `removed`."""
+        parts = [self.half(n, recipe.seed) if n in HALVES else self.subsets[n] for n in recipe.trained_on]
+        rows = np.concatenate(parts)
+        return rows[~np.isin(rows, removed)]
 
 
 @lru_cache(maxsize=8)  # notebook 06 compares as many
-def prepare(data: Data) -> Prepared:
+def prepare(config: DataConfig) -> Dataset:
     """Load, split, corrupt and tokenize; the last few data sets stay in memory.
 
     The table's columns: pair_id (row of the source), subset, corruption ("clean", "swapped", "partly_swapped",
     "inverted"), share_swapped (of the words: 0, .25, .5, .75, 1), donor (pair_id, -1 none), caption (caption 0 after
     corruption), vagueness (of the original caption 0) and rarity (in [0, 1], 1 = vaguest, rarest; NaN unknown),
     mislabelled (the given label differs from the true one), label (index of the first given class, -1 unknown). Raise
-    DataError where the data set cannot be read, is too small, or has captions that are too much alike.
+    DataError where the data set cannot be read or is too small, ValueError where its captions are too much alike.
     """
-    pairs = load(data)
-    data = fit_sizes(data, len(pairs.images))
-    subsets = split(len(pairs.images), data)
-    shares = (data.swapped, data.partly_swapped, data.inverted)
-    made = corrupt(pairs.captions, [subsets[name] for name in CORRUPTED], shares, data.seed)
-    inverted = made.corruption == "inverted"
+    pairs = load(config)
+    config = fit_sizes(config, len(pairs.images))
+    subsets = split(len(pairs.images), config)
+    shares = (config.swapped, config.partly_swapped, config.inverted)
+    made = corrupt(pairs.captions, [subsets[name] for name in CORRUPTED], shares, config.seed)
+    inverted, swapped = made.corruption == "inverted", made.corruption == "swapped"
     pairs.images[inverted] = 255 - pairs.images[inverted]
     changed = [row for row, (old, new) in enumerate(zip(pairs.captions, made.captions, strict=True)) if old != new]
     ids = pairs.ids.copy()
-    ids[changed] = encode([made.captions[row] for row in changed], ids.shape[1], data.context)
+    ids[changed] = encode([made.captions[row] for row in changed], ids.shape[1], config.context)
     tokens, token_ids = compact(ids, pairs.ids)
-    true_targets, names = class_shares(pairs)
-    targets, swapped = true_targets.copy(), made.corruption == "swapped"
-    targets[swapped] = true_targets[made.donor[swapped]]
-    return Prepared(
-        data=data,
+    targets = pairs.shares.copy()
+    targets[swapped] = pairs.shares[made.donor[swapped]]
+    more = {"ids": ids, "captions": made.captions, "table": _table(pairs, subsets, made, targets)}
+    return Dataset(
+        **vars(pairs) | more,
+        config=config,
         subsets=subsets,
-        images=pairs.images,
-        captions=made.captions,
+        originals=pairs.captions,
         tokens=tokens,
         token_ids=token_ids,
-        true_targets=true_targets,
         targets=targets,
-        class_names=names,
         pair_ids=pairs.table["pair_id"].to_numpy(),
-        table=_table(pairs, subsets, made, true_targets, targets),
-        fingerprint=pairs.fingerprint,
     )
 
 
-def _table(pairs: Pairs, subsets: dict[str, np.ndarray], made: Corruption, true: np.ndarray, given: np.ndarray) -> Any:
+def _table(pairs: RawPairs, subsets: dict[str, np.ndarray], made: Corruption, given: np.ndarray) -> pd.DataFrame:
     subset = pd.Series({row: name for name, rows in subsets.items() for row in rows.tolist()}).sort_index()
     table = pairs.table.assign(
         subset=subset,
@@ -133,102 +112,126 @@ def _table(pairs: Pairs, subsets: dict[str, np.ndarray], made: Corruption, true:
         share_swapped=made.share_swapped,
         donor=np.where(made.donor >= 0, pairs.table["pair_id"].to_numpy()[made.donor], -1),
         caption=[own[0] for own in made.captions],
-        mislabelled=(true != given).any(axis=1),
+        mislabelled=(pairs.shares != given).any(axis=1),
         label=np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1) if given.shape[1] else -1,
     )
     order = "pair_id subset corruption share_swapped donor caption vagueness rarity mislabelled label"
     return table.loc[subset.index, order.split()].rename_axis("row")
 
 
-def class_shares(pairs: Pairs) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the share of each class in every image's label, float32 [N, K] with rows that sum to 1, or to 0 where no
-    class is known; and the K names. K is 0 for a single class, or where classes only number the images."""
-    counts = list(map(len, pairs.classes))
-    ids, places = np.unique([one for own in pairs.classes for one in own], return_inverse=True)
-    if not 1 < len(ids) <= len(counts) / 2:
-        return np.zeros((len(counts), 0), np.float32), ()
-    held = np.zeros((len(counts), len(ids)), np.float32)
-    held[np.repeat(np.arange(len(counts)), counts), places] = 1
-    names = tuple(pairs.class_names.get(one, f"class {one}") for one in ids.tolist())
-    return held / np.maximum(1, held.sum(axis=1, keepdims=True)), names
-
-
-def fit_sizes(data: Data, available: int) -> Data:
-    """Return `data` with its five sizes shrunk in proportion where they need more than the images that are available.
-    Raise DataError where fewer than LEAST_CANDIDATES candidates (half of the pool) are left."""
-    sizes, needed = data.sizes(), sum(data.sizes().values())
+def fit_sizes(config: DataConfig, available: int) -> DataConfig:
+    """Return `config` with its five sizes shrunk in proportion where they need more than the images that are available.
+    Raise DataError where fewer than MIN_CANDIDATES candidates (half of the pool) are left."""
+    sizes, needed = config.sizes(), sum(config.sizes().values())
     if needed <= available:
-        return data
+        return config
     shrunk: dict[str, Any] = {name: size * available // needed for name, size in sizes.items()}
-    if shrunk["pool"] < 2 * LEAST_CANDIDATES:
-        least = -(-2 * LEAST_CANDIDATES * needed // max(1, sizes["pool"]))
+    if shrunk["pool"] < 2 * MIN_CANDIDATES:
+        enough = -(-2 * MIN_CANDIDATES * needed // max(1, sizes["pool"]))
         raise DataError(
-            f"{data.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or at least "
-            f"{least:,} when shrunk to {LEAST_CANDIDATES} candidates. Use more images or a smaller scale."
+            f"{config.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or at "
+            f"least {enough:,} when shrunk to {MIN_CANDIDATES} candidates. Use more images or a smaller scale."
         )
-    warnings.warn(f"{data.dataset} is smaller than asked for; its sizes are now {shrunk}", stacklevel=3)
-    return replace(data, **shrunk)
+    warnings.warn(f"{config.dataset} is smaller than asked for; its sizes are now {shrunk}", stacklevel=3)
+    return replace(config, **shrunk)
 
 
-def split(count: int, data: Data) -> dict[str, np.ndarray]:
-    """Return five disjoint subsets of `count` rows, of the sizes in `data`, each sorted; `data.seed` shuffles."""
-    ends = np.cumsum(list(data.sizes().values()))
-    parts = np.split(np.random.default_rng([data.seed, 0]).permutation(count), ends)
+def split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
+    """Return five disjoint subsets of `count` rows, of the sizes in `config`, each sorted; `config.seed` shuffles."""
+    ends = np.cumsum(list(config.sizes().values()))
+    parts = np.split(np.random.default_rng([config.seed, 0]).permutation(count), ends)
     return {name: np.sort(part) for name, part in zip(SUBSETS, parts, strict=False)}  # the last part is left over
 
 
-def load(data: Data) -> Pairs:
-    """Return all pairs of a data set, decoded once and then kept in the store. Raise DataError.
+# --- read once ---
+
+
+def load(config: DataConfig) -> RawPairs:
+    """Return all pairs of a data set, from the store or made now. Raise DataError.
 
     Scenes are drawn, and pictures from the Hub or from shards are read, as many as the five subsets need; every other
-    data set is read whole. Of images that are equal pixel by pixel only the first is kept; where all rows have one
-    caption each, it gets the captions of all of them. What an interrupted call has read is not read again.
+    data set is read whole.
     """
-    (kind, where), count = locate(data.dataset), sum(data.sizes().values())
-    if kind == "scenes":
-        code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("scenes/*.py")))
-        source: list[Any] = [hashlib.sha256(code).hexdigest(), count, WORLD_SEED]  # the same in every copy
-    else:
-        source = identity(data.dataset, data.image_column) + [count] * (kind in ENDLESS)
+    count = sum(config.sizes().values())
+    if config.dataset == "scenes":
+        code = hashlib.sha256(Path(__file__).with_name("scenes.py").read_bytes()).hexdigest()
+        return _stored(partial(_draw, count, config.pixels), config, [code, count, WORLD_SEED])
+    state = photos.state(config.dataset, config.image_column)
+    most = count if photos.locate(config.dataset)[0] in ENDLESS else None
+    read = partial(_read, config.dataset, config.pixels, config.image_column, config.caption_columns, most)
+    return _stored(read, config, [*state, most])
+
+
+def load_labelled(dataset: str, pixels: int) -> RawPairs:
+    """Return all images of a data set with labels, such as Imagenette, and no captions. Raise DataError."""
+    config = DataConfig(dataset, pixels)
+    return _stored(partial(_read, dataset, pixels, "", None, None), config, ["labelled", *photos.state(dataset)])
+
+
+def _draw(count: int, pixels: int, file: Any) -> tuple[photos.Photos, list[str], dict[str, np.ndarray]]:
+    made = make_scenes(count, pixels, WORLD_SEED)
+    drawn = zip(range(count), made.images, made.captions, made.labels[:, None].tolist(), strict=True)
+    found = photos.gather(map(Row._make, drawn), file)
+    truth = {"rarity": made.rarity, "vagueness": made.vagueness[:, 0]}
+    return found, list(made.label_names), {name: x[found.numbers].astype(float) for name, x in truth.items()}
+
+
+def _read(
+    dataset: str, pixels: int, image: str, captions: Sequence[str] | None, most: int | None, file: Any
+) -> tuple[photos.Photos, list[str], dict[str, np.ndarray]]:
+    source, tally = photos.open_source(dataset, image, captions), photos.Tally()
+    rows = photos.stream(source, partial(photos.square, pixels=pixels), tally)
+    found = photos.gather(rows, file, most)
+    tally.report(source.where)
+    return found, photos.class_names(source), {}
+
+
+def _stored(read: Any, config: DataConfig, state: list[Any]) -> RawPairs:
+    """Return what `read(file)` finds, kept in the store; it writes the pixels to the file."""
 
     def build(folder: Path) -> None:
-        if kind == "scenes":
-            made = make_scenes(count, data.pixels, WORLD_SEED)
-            drawn = zip(range(count), made.images, made.captions, made.labels[:, None].tolist(), strict=True)
-            rows = [(list(map(Row._make, drawn)), {"row": count})]
-            keep(folder, lambda place: [] if place else rows, data, made.label_names, made.rarity, made.vagueness[:, 0])
-            return
-        opened = open_rows(data.dataset)
-        columns = find_columns(opened, where, data.image_column, data.caption_columns)
-        label = opened.features.get(columns.label)
-        names = getattr(getattr(label, "feature", label), "names", None) or ()
-        read = partial(read_batches, opened, where, columns, partial(square, pixels=data.pixels))
-        tell_broken(where, keep(folder, read, data, names, most=count if kind in ENDLESS else None))
+        with store.atomic(folder / "images.bin") as temporary, temporary.open("wb") as file:
+            found, names, truth = read(file)
+        shares, names = class_shares(found.labels, names)
+        columns = {"pair_id": found.numbers, "captions": found.captions, "rarity": np.nan, "vagueness": np.nan}
+        table = pd.DataFrame(columns | truth)
+        width = max(map(len, found.captions), default=0)
+        arrays = {"shares": shares, "ids": encode(found.captions, width, config.context)}
+        for name, array in arrays.items():
+            np.save(buffer := io.BytesIO(), array)
+            store.write_bytes(folder / f"{name}.npy", buffer.getvalue())
+        store.write_table(folder / "table.parquet", table)
+        with (folder / "images.bin").open("rb") as images:
+            digest = hashlib.file_digest(images, "sha256")
+        digest.update(json.dumps([table.to_dict("list"), names, shares.tolist()]).encode())
+        store.write_json(folder / "content.json", {"class_names": names, "fingerprint": digest.hexdigest()})
 
-    parts = [FORMAT, source, data.pixels, data.context, data.image_column, data.caption_columns]
+    parts = [FORMAT, state, config.pixels, config.context, config.image_column, config.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    folder = store.get_or_build("data", key, build, {"dataset": data.dataset, "pixels": data.pixels})
-    table, content = pq.read_table(folder / "table.parquet"), json.loads((folder / "content.json").read_text())
-    return Pairs(
-        images=np.memmap(folder / "images.bin", np.uint8, "c", shape=(len(table), 3, data.pixels, data.pixels)),
-        captions=table["captions"].to_pylist(),
+    folder = store.get_or_build("data", key, build, {"dataset": config.dataset, "pixels": config.pixels})
+    table, content = pd.read_parquet(folder / "table.parquet"), json.loads((folder / "content.json").read_text())
+    shape = (len(table), 3, config.pixels, config.pixels)
+    return RawPairs(
+        images=np.memmap(folder / "images.bin", np.uint8, "c", shape=shape),
+        captions=[list(own) for own in table["captions"]],
         ids=np.load(folder / "ids.npy"),
-        classes=table["classes"].to_pylist(),
-        class_names={int(number): name for number, name in content["class_names"].items()},
-        table=table.select(["pair_id", "vagueness", "rarity"]).to_pandas(),
+        shares=np.load(folder / "shares.npy"),
+        class_names=tuple(content["class_names"]),
+        table=table.drop(columns="captions"),
         fingerprint=content["fingerprint"],
     )
 
 
-def identity(dataset: str, image: str) -> list[Any]:
-    """Return what changes when a data set of files does, or one on the Hub; `image` names its picture column, or ""."""
-    kind, where = locate(dataset)
-    if kind == "hub":  # what was read of it stays, also without a network
-        return [where]
-    named = [] if kind in FOLDERS or where.startswith("hf:") else picture_files(where, image)
-    return [where, _state(Path(where).rglob("*") if kind in FOLDERS else [Path(where), *named])]
-
-
-def _state(files: Iterable[Path]) -> list[str]:
-    """Return what changes when one of the files does."""
-    return [f"{file}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(files) if file.is_file()]
+def class_shares(labels: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the share of each class in every image's label, float32 [N, K] with rows that sum to 1, or to 0 where no
+    class is known; and the K names. K is 0 for a single class, or where classes only number the images."""
+    flat = {one for own in labels for one in own}
+    integers = all(type(one) is int for one in flat)
+    kinds = sorted(one for one in flat if one >= 0) if integers else sorted(set(map(str, flat)))
+    if not 1 < len(kinds) <= len(labels) / 2:
+        return np.zeros((len(labels), 0), np.float32), []
+    position, held = {kind: i for i, kind in enumerate(kinds)}, np.zeros((len(labels), len(kinds)), np.float32)
+    for row, own in enumerate(labels):
+        held[row, [position[kind] for one in own if (kind := one if integers else str(one)) in position]] = 1
+    told = [names[kind] if integers and kind < len(names) else f"class {kind}" if integers else kind for kind in kinds]
+    return held / np.maximum(1, held.sum(axis=1, keepdims=True)), told

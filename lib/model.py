@@ -19,13 +19,12 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
-torch.set_num_threads(1)  # of a model, which then has the same bits on any number of cores; see runs.side_by_side
 GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
 # Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
 BLOCK = 500
 SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 _building = Lock()  # the initial weights come from torch's global generator, which threads share
-Change = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised for the model
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised
 
 
 def device() -> torch.device:
@@ -112,6 +111,30 @@ def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
 def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Crop each of uint8 `[N, 3, H, W]` to 90 % or more of its area: the augmentation of a score."""
     return random_crops(images, 0.9, generator)
+
+
+VIEW_CROP, VIEW_JITTER, VIEW_GREY = 0.3, 0.4, 0.2  # of the other view: as SimCLR's, but milder
+
+
+def augment(images: Tensor, crop: float, jitter: float, generator: torch.Generator) -> Tensor:
+    """Return normalised random crops of uint8 `[N, 3, H, W]` that keep at least `crop` of the area, with color jitter.
+
+    It multiplies every channel by its own factor in [1 - jitter, 1 + jitter] and adds up to `jitter` to all three.
+    """
+    x = random_crops(images, crop, generator)
+    if jitter:
+        factors = 1 + jitter * (2 * torch.rand(len(x), 3, 1, 1, generator=generator) - 1)
+        added = jitter * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
+        x = x * factors.to(x.device) + added.to(x.device)
+    return x
+
+
+def other_view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return strongly augmented views of uint8 `[N, 3, H, W]`, normalised: self-supervised partners, also of SSLMem."""
+    x = augment(images, VIEW_CROP, VIEW_JITTER, generator)
+    mirrored, grey = (torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) for _ in range(2))
+    x = torch.where(mirrored < 0.5, x.flip(3), x)
+    return torch.where(grey < VIEW_GREY, x.mean(dim=1, keepdim=True).expand_as(x), x)
 
 
 # --- the forward pass ---
@@ -219,13 +242,13 @@ def blocks(model: CLIP, images: np.ndarray, rows: np.ndarray) -> Iterator[tuple[
 
 @torch.no_grad()
 def embed_images(
-    model: CLIP, images: np.ndarray, rows: np.ndarray, views: int = 0, change: Change = light_crop
+    model: CLIP, images: np.ndarray, rows: np.ndarray, views: int = 0, augment: Augmentation = light_crop
 ) -> Tensor:
-    """Return unit-length embeddings `[A, R, D]`, on the CPU, of `views` changed views of some rows of uint8 images
+    """Return unit-length embeddings `[A, R, D]`, on the CPU, of `views` augmented views of some rows of uint8 images
     `[N, 3, H, W]`, the same views for every model; with `views` 0 of the images as they are (A = 1)."""
     parts = []
     for start, part in blocks(model, images, rows):
-        drawn = (change(part, torch.Generator().manual_seed(start * 1009 + view)) for view in range(views))
+        drawn = (augment(part, torch.Generator().manual_seed(start * 1009 + view)) for view in range(views))
         parts.append(torch.stack([encode_image(model, x).cpu() for x in (drawn if views else [normalise(part)])]))
     return torch.cat(parts, dim=1)
 

@@ -1,32 +1,25 @@
 """What to train, as frozen dataclasses: data, model, schedule and seed; the scales; the key of a run.
 
 A recipe says everything that changes a number and nothing else: device, paths and worker counts stay out of it.
-Standard library only, so that run_all.sh can check its options before anything is installed.
 """
 
-import difflib
 import hashlib
 import json
-import math
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-VERSION = 6  # raise it when a change of code changes numbers: every older run is then trained again
-# Fields of Recipe that came later, and what turns them off
-LATER = {"finetuned": 0, "regrouped": 0.0, "width": 1.0, "depth": 1.0}
+VERSION = 7  # raise it when a change of code changes numbers: every older run is then trained again
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
-# Short names of data sets on the Hugging Face Hub. COCO's training pictures have five captions, those of CC3M have one.
-PRESETS = {"flickr8k": "jxie/flickr8k", "coco": "Multimodal-Fatima/COCO_captions_train", "cc3m": "pixparse/cc3m-wds"}
+OBJECTIVES = ("supervised", "CLIP", "self-supervised")  # an image agrees with its class, caption or another view
+HALVES = ("candidate", "independent")  # of the pool: f trains on the first one, g on the second one
 MODELS = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Which pairs, at which size, how split and how corrupted."""
 
     dataset: str = "scenes"  # "scenes", a preset, a name on the Hub, or the path of a parquet file or folder
@@ -53,7 +46,7 @@ class Data:
 class Recipe:
     """One model, trained on the subsets `trained_on` of `data`. Optimiser constants are OpenCLIP's defaults."""
 
-    data: Data = field(default_factory=Data)
+    data: DataConfig = field(default_factory=DataConfig)
     trained_on: tuple[str, ...] = ("shared", "candidate")  # model f; g: shared + independent, the other half
     model: str = "laptop"  # a file of lib/models
     epochs: int = 24
@@ -64,25 +57,22 @@ class Recipe:
     crop: float = 0.9  # smallest share of the area that a random crop keeps
     evaluations: int = 6  # number of evaluations during training; if more than one, each records utility and UnitMem
     seed: int = 0  # of the halves of the pool, the initial weights, the batch order and the augmentation
-    objective: str = "caption"  # what an image agrees with: "caption" (by SigLIP's loss "sigmoid"), "label", or "view"
+    objective: str = "CLIP"  # one of OBJECTIVES, or "SigLIP", which has CLIP's partner and another loss
     # mitigations and interventions
     n_captions: int = 1  # the first captions of each picture, of which one is drawn at every step
-    word_dropout: float = 0.0  # share of a caption's tokens left out at each step
-    colour: float = 0.0  # strength of random brightness and colour casts
+    token_dropout: float = 0.0  # share of a caption's tokens that is left out at each step
+    color_jitter: float = 0.0  # strength of random changes of brightness and colour
     text_noise: float = 0.0  # length of the Gaussian noise on the text embedding, as a multiple of the embedding's
     image_noise: float = 0.0  # the same for the image embedding
     frozen: str = ""  # "image" or "text": this tower is taken from a model trained on the shared pairs, and not trained
     remove: float = 0.0  # this share of the training pairs is left out,
-    remove_by: str = ""  # ranked by one of conditions.REMOVAL_RULES
-    finetuned: int = 0  # trained without removal first, then for so many epochs more without the removed pairs
-    regrouped: float = 0.0  # this share, ranked by remove_by, fills batches of its own; they alone have the mitigations
+    remove_by: str = ""  # ranked by one of REMOVAL_RULES
     width: float = 1.0  # of both towers, as a multiple of the model's
-    depth: float = 1.0  # the same for the number of layers
 
     @property
     def reads_captions(self) -> bool:
-        """Whether the image's partner is a caption, and so there is a text tower to score."""
-        return self.objective in ("caption", "sigmoid")
+        """Return whether the image's partner is a caption, so that there is a text tower to score."""
+        return self.objective in ("CLIP", "SigLIP")
 
 
 @dataclass(frozen=True)
@@ -94,68 +84,39 @@ class Scale:
     augmentations: int = 10  # views per image in a score (the paper's number is not known to us)
 
 
-_SMOKE = Recipe(Data("scenes", 32, 160, 160, 80, 200, 100), model="smoke", epochs=5, batch=60, evaluations=3)
-_LAPTOP = Recipe(Data("scenes", 32), model="scenes", epochs=15, evaluations=5)
+_SMOKE = Recipe(DataConfig("scenes", 32, 160, 160, 80, 200, 100), model="smoke", epochs=5, batch=60, evaluations=3)
+_LAPTOP = Recipe(DataConfig("scenes", 32), model="scenes", epochs=15, evaluations=5)
 # 12 epochs, because retrieval on unseen photographs has flattened by epoch 8: what follows is memorization alone
-_PHOTOS = Recipe(Data("", 48, 3000, 1600, 800, 2600, 0), epochs=12, evaluations=4)
+_PHOTOS = Recipe(DataConfig("", 48, 3000, 1600, 800, 2600, 0), epochs=12, evaluations=4)
 # Few pictures, seen often: only so do a supervised and a self-supervised model memorize enough to be compared by pair
-_DEEP_DATA = Data("scenes", 32, 200, 400, 400, 5000, 5000, swapped=0.25, partly_swapped=0.1, inverted=0.25)
+_DEEP_DATA = DataConfig("scenes", 32, 200, 400, 400, 5000, 5000, swapped=0.25, partly_swapped=0.1, inverted=0.25)
 _DEEP = Recipe(_DEEP_DATA, model="scenes", epochs=150, batch=100, evaluations=5)
-_GPU = Recipe(Data("scenes", 64, 9000, 2000, 1000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
-_PAPER = Recipe(Data("scenes", 224, 65000, 10000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
+_GPU = Recipe(DataConfig("scenes", 64, 9000, 2000, 1000, context=32), model="gpu", epochs=40, batch=256, lr=5e-4)
+_PAPER = Recipe(DataConfig("scenes", 224, 65000, 10000, 5000, context=77), model="paper", epochs=100, lr=5e-4)
 _PAPER16 = replace(_PAPER, model="paper16")  # ViT-B/16: the paper does not say which patches it has
 SCALES = {
     "smoke": Scale(_SMOKE, _SMOKE, augmentations=2),
     "laptop": Scale(_LAPTOP, _PHOTOS, augmentations=5),
     "deep": Scale(_DEEP, _DEEP, augmentations=20),
-    "gpu": Scale(_GPU, replace(_GPU, data=Data("", 72, 4000, 2000, 1000, 1000, 0, context=32))),
+    "gpu": Scale(_GPU, replace(_GPU, data=DataConfig("", 72, 4000, 2000, 1000, 1000, 0, context=32))),
     "paper": Scale(_PAPER, _PAPER),
     "paper16": Scale(_PAPER16, _PAPER16),
 }
 
 
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the name most like `word`, or "" where none is alike."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.7)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def at_scale(scale: str, dataset: str) -> Recipe:
     """Return the recipe of model f, seed 0, for a data set at a scale. Raise ValueError for an unknown scale."""
     if scale not in SCALES:
-        hint = did_you_mean(str(scale), SCALES)
-        raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}.{hint}")
+        raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
     recipe = SCALES[scale].scenes if dataset == "scenes" else SCALES[scale].photos
     return replace(recipe, data=replace(recipe.data, dataset=dataset))
 
 
-def published_name(dataset: str) -> str:
-    """Return the short name of a data set: of a path its stem, of a name on the Hub its last part."""
-    name = dataset.rstrip("/").split("/")[-1].removesuffix(".parquet")
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "data"
-
-
-def slug(dataset: str) -> str:
-    """Return a name for folders that no other data set has: unless built in, with six hex digits of the whole path."""
-    if dataset == "scenes" or dataset in PRESETS:
-        return dataset
-    path = os.path.expanduser(dataset)
-    whole = os.path.realpath(path) if os.path.exists(path) else dataset
-    return f"{published_name(dataset)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
-
-
-def model_config(name: str, width: float = 1.0, depth: float = 1.0) -> dict[str, Any]:
-    """Return the open_clip config `lib/models/<name>.json`, its towers `width` times as wide, with as many heads, and
-    `depth` times as deep. Raise ValueError, with the names there are, without one."""
-    names = sorted(path.stem for path in MODELS.glob("*.json"))
-    if name not in names:
-        hint = did_you_mean(name, names)
-        raise ValueError(f"model: expected one of {', '.join(names)} (files of {MODELS}), got {name!r}.{hint}")
+def model_config(name: str, width: float = 1.0) -> dict[str, Any]:
+    """Return the open_clip config `lib/models/<name>.json`, its towers `width` times as wide, with as many heads."""
     config = json.loads((MODELS / f"{name}.json").read_text())
     for tower, size in (("vision_cfg", "width"), ("vision_cfg", "head_width"), ("text_cfg", "width")):
         config[tower][size] = round(config[tower][size] * width)
-    for tower in ("vision_cfg", "text_cfg"):
-        config[tower]["layers"] = math.ceil(config[tower]["layers"] * depth)
     return config
 
 
@@ -163,10 +124,9 @@ def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
     """Return the name of a run in the store: 16 hex digits of everything that changes its numbers.
 
     That is the recipe, the content of its model's JSON, the data's fingerprint, VERSION, and the precision of the
-    products ("fp32" or "bf16"). Where the data lie is left out: the fingerprint says what they hold. So is what came
-    later to the recipe and is not used: the keys of older runs stay.
+    products ("fp32" or "bf16"). Where the data lie is left out: the fingerprint says what they hold.
     """
-    content = {name: value for name, value in asdict(recipe).items() if LATER.get(name) != value}
+    content = asdict(recipe)
     for where in ("dataset", "image_column", "caption_columns"):
         del content["data"][where]
     text = json.dumps([VERSION, fingerprint, precision, model_config(recipe.model), content], sort_keys=True)
@@ -180,33 +140,126 @@ def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
     return f, replace(f, trained_on=("shared", "independent"))
 
 
-def needed_before(recipe: Recipe) -> list[Recipe]:
-    """Return the runs that a recipe starts from.
+def other_seed(seed: int) -> int:
+    """Return the seed whose f and g rank the pairs that are removed: not one that is trained without them."""
+    return seed - 1 if seed else 1
 
-    For a frozen tower its donor, which saw neither half of the pool. For a fine-tuning the model that it starts from.
-    For a ranking by scores, f and g of another seed: so each pair is ranked by models whose halves do not depend on who
-    is trained afterwards.
-    """
+
+def depends_on(recipe: Recipe) -> list[Recipe]:
+    """Return the runs that a recipe starts from: for a frozen tower its donor, which saw neither half of the pool; for
+    a removal by scores, f and g of another seed."""
     if recipe.frozen:
         return [replace(recipe, frozen="", trained_on=("shared",), evaluations=1)]
-    whole, before = replace(recipe, remove=0.0, remove_by="", finetuned=0, regrouped=0.0), list[Recipe]()
-    if recipe.finetuned:
-        before.append(whole)
-    elif recipe.remove:
-        whole = replace(whole, epochs=round(recipe.epochs * (1 - recipe.remove)))
-    elif recipe.regrouped:
-        whole = replace(whole, n_captions=1, text_noise=0.0)
     if recipe.remove_by not in ("", "random", "oracle"):
-        before += f_and_g(whole, recipe.seed - 1 if recipe.seed else 1)
-    return before
+        whole = replace(recipe, remove=0.0, remove_by="", epochs=round(recipe.epochs * (1 - recipe.remove)))
+        return list(f_and_g(whole, other_seed(recipe.seed)))
+    return []
 
 
 def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[Recipe]:
-    """Return f and g of every condition and seed, f alone where a model is trained without the removed pairs, and what
-    these start from; each model once."""
-    found: list[Recipe] = []
-    for base in conditions.values():
-        for seed in seeds:
-            wanted = f_and_g(base, seed)[: 1 if base.remove and not base.finetuned else 2]
-            found += [before for recipe in wanted for before in needed_before(recipe)] + list(wanted)
-    return list(dict.fromkeys(found))
+    """Return f and g of every condition and seed, f alone where pairs are removed, and what these depend on; each model
+    once."""
+    wanted = [
+        one for base in conditions.values() for seed in seeds for one in f_and_g(base, seed)[: 1 if base.remove else 2]
+    ]
+    return list(dict.fromkeys(other for one in wanted for other in (*depends_on(one), one)))
+
+
+class Study(NamedTuple):
+    """What a notebook compares. `conditions`: name -> f with seed 0 (some have other data), the plain one first."""
+
+    conditions: dict[str, Recipe]
+    seeds: tuple[int, ...]
+    augmentations: int  # views per image in a score
+
+    @property
+    def plain(self) -> str:
+        """Return the name of the plain condition."""
+        return next(iter(self.conditions))
+
+
+# --- what each notebook compares: the name of a condition -> the recipe of f, seed 0 ---
+
+REMOVAL_RULES: tuple[str, ...] = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
+WRONG = 0.4  # share of wrong captions in the data of the removal study: with few there is little to gain
+NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees
+
+
+def _with_removal(base: Recipe, share: float, rule: str) -> Recipe:
+    """Return a recipe that removes a share of the pairs and takes as many steps as `base`."""
+    return replace(base, remove=share, remove_by=rule, epochs=round(base.epochs / (1 - share)))
+
+
+def _noisy(base: Recipe, pool: int) -> Recipe:
+    """Return a recipe for data of which WRONG is captioned wrongly, with `pool` pairs and no shared ones."""
+    data = replace(base.data, shared=0, pool=pool, swapped=WRONG, partly_swapped=0.0, inverted=0.0)
+    return replace(base, data=data)
+
+
+def objectives(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 01: the partner of the image changes, and nothing else."""
+    return {name: replace(base, objective=name) for name in ("CLIP", "supervised", "self-supervised")}
+
+
+def attribution(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 03: each intervention on one encoder has its twin on the other. The swap test needs CLIP alone, and so
+    photographs, which train more slowly, have nothing else."""
+    once, again = replace(base, evaluations=1), replace(base, epochs=2 * base.epochs, evaluations=6)
+    found = {
+        "CLIP": base,
+        "image retrained": replace(again, frozen="text"),
+        "text retrained": replace(again, frozen="image"),
+        "image augmented": replace(once, crop=0.5, color_jitter=0.2),
+        "tokens dropped": replace(once, token_dropout=0.3),
+        "image noise 0.5": replace(once, image_noise=0.5),
+        "text noise 0.5": replace(once, text_noise=0.5),
+    }
+    return found if base.data.dataset == "scenes" else {"CLIP": base}
+
+
+def mitigations(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 04: more captions, noise on text embeddings, image augmentation; and removal, from data of which WRONG
+    is captioned wrongly, with no shared pairs: so every training pair has a CLIPMem."""
+    once, data = replace(base, evaluations=1), base.data
+    found = {
+        "CLIP": base,
+        "5 captions": replace(once, n_captions=5),
+        "a fifth of the epochs": replace(once, epochs=max(1, round(base.epochs / 5))),
+        **{f"text noise {length}": replace(once, text_noise=length) for length in NOISE},
+        "image augmented": replace(once, crop=0.5, color_jitter=0.2),
+        "oracle": _with_removal(base, data.swapped * data.pool / (2 * data.shared + data.pool), "oracle"),
+    }
+    rules, pool = REMOVAL_RULES, 2 * data.shared + data.pool
+    if data.dataset != "scenes":  # as many pairs as there are, and the conditions that the claims need
+        found = {name: found[name] for name in ("CLIP", "5 captions", "a fifth of the epochs", "text noise 0.5")}
+        rules, pool = ("clipmem", "random", "oracle"), data.shared + data.pool
+    noisy = _noisy(base, pool)
+    return found | {"noisy": noisy} | {f"noisy, {rule}": _with_removal(noisy, WRONG, rule) for rule in rules}
+
+
+def beyond(base: Recipe) -> dict[str, Recipe]:
+    """Notebook 06: another loss, other widths, other numbers of pairs and epochs. Scenes are enough to see each
+    pair once, in as many steps as CLIP takes."""
+    once, data, half = replace(base, evaluations=1), base.data, base.data.pool // 2
+    found = {
+        "CLIP": base,
+        "SigLIP": replace(base, objective="SigLIP"),
+        "half width": replace(once, width=0.5),
+        "double width": replace(once, width=2.0),
+    }
+    scenes, usual = data.dataset == "scenes", data.shared + half  # pairs that each model trains on
+    for pairs in [round(factor * usual) for factor in ((0.5, 1, 2, 4, base.epochs) if scenes else (0.25, 0.5, 1))]:
+        for epochs in (1, 4, base.epochs):
+            if pairs * epochs <= 1.1 * usual * base.epochs and (pairs, epochs) != (usual, base.epochs):
+                sized = replace(data, shared=max(0, pairs - half))
+                found[f"{pairs:,} pairs, {epochs} epoch{'s' * (epochs > 1)}"] = replace(once, data=sized, epochs=epochs)
+    return found
+
+
+CONDITIONS = {
+    "01_supervised_vs_ssl": objectives,
+    "02_miscaptioned_memorization": lambda base: {"CLIP": base},
+    "03_encoder_attribution": attribution,
+    "04_mitigation_utility": mitigations,
+    "06_beyond_clip": beyond,
+}

@@ -1,15 +1,13 @@
-"""Memorization scores: one model in, a tidy table with one row per pair (or unit) out; f minus g is made of two.
+"""Memorization scores: of one model a table with one row per pair (or unit), and of f and g their difference.
 
 CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (arXiv 2502.07830, section 3). SSLMem is
 the same of one encoder: L(g, x) - L(f, x), with L the mean distance of two augmentations of x (arXiv 2401.12233).
 UnitMem asks of a single unit how much it responds to one image more than to all others (arXiv 2409.19069).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,12 +16,9 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
-from lib.model import blocks, embed_images, embed_texts, image_layers, light_crop
-from lib.objectives import other_view
-from lib.recipes import CORRUPTED, Recipe
-
-if TYPE_CHECKING:
-    from lib.data import Prepared
+from lib.data import Dataset
+from lib.model import blocks, embed_images, embed_texts, image_layers, light_crop, other_view
+from lib.recipes import CORRUPTED, HALVES, Recipe, other_seed
 
 # LEMoN's values for data without known errors, as its authors fix them in https://github.com/MLforHealth/LEMoN,
 # notebooks/hparam_drop.ipynb. There d(x, x') of the first exponential is -cos, not 1 - cos: a WEIGHT of 5.5 here.
@@ -33,24 +28,29 @@ TAU_OWN = 0.1  # tau_1: how fast a neighbour counts less, the farther it is
 TAU_PAIR = 5.0  # tau_2: the same, the worse its own image and caption agree
 
 
+MEMORIZED = {  # what is memorized -> the score it is the change of, and the sign of the change
+    "clipmem": ("contrast", 1),
+    "clipmem_plain": ("plain", 1),
+    "labelmem": ("probability", 1),
+    "sslmem": ("distance_image", -1),
+}
+
+
 # --- CLIPMem, SSLMem ---
 
 
 class Alignment(NamedTuple):
-    """Three forms of the alignment A of N pairs, each `[N]`; see `align`."""
+    """Two forms of the alignment A of N pairs, each `[N]`; see `align`."""
 
     plain: Tensor
     contrast: Tensor
-    consistency: Tensor
 
 
 def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> Alignment:
-    """Return three forms of the alignment of N pairs.
+    """Return two forms of the alignment of N pairs.
 
-    plain       = mean over views of cos(image, text)
-    contrast    = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
-    consistency = 1 + plain - half the mean over held-out (i, t) of
-                  cos(image, i) + cos(image, t) + cos(i, text) + cos(t, text)   (MultiMem's, arXiv 2606.22220)
+    plain    = mean over views of cos(image, text)
+    contrast = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
 
     Unit vectors: `image` `[A, N, D]` of A augmented views, `text` `[N, D]`, `held_image` and `held_text` `[M, D]` of
     held-out pairs. `own` `[N]`: of a scored pair that is itself held out its place among the M, which is left out of
@@ -63,9 +63,7 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
     # cosines of unit vectors are linear: the mean over the held-out pairs is one product with their mean vector
     mean_text = (held_text.sum(dim=0) - is_held * held_text[own.clamp(min=0)]) / count
     mean_image = (held_image.sum(dim=0) - is_held * held_image[own.clamp(min=0)]) / count
-    across = (view * mean_text).sum(dim=1) + (mean_image * text).sum(dim=1)
-    within = (view * mean_image).sum(dim=1) + (mean_text * text).sum(dim=1)
-    return Alignment(plain, plain - across, 1 + plain - (across + within) / 2)
+    return Alignment(plain, plain - (view * mean_text).sum(dim=1) - (mean_image * text).sum(dim=1))
 
 
 def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor, scale: float) -> Tensor:
@@ -79,70 +77,67 @@ def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor
     return (losses[0] + losses[1]) / 2
 
 
-def scored_rows(prepared: Prepared, subset: str) -> np.ndarray:
+def scored_rows(data: Dataset, subset: str) -> np.ndarray:
     """Return the rows of a subset that are scored: all, but only as many shared ones as the pool has, evenly spaced."""
-    rows, n = prepared.subsets[subset], len(prepared.subsets["pool"])
+    rows, n = data.subsets[subset], len(data.subsets["pool"])
     spaced = np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))
     return rows[spaced] if subset == "shared" else rows
 
 
-def held_out(prepared: Prepared) -> np.ndarray:
+def held_out(data: Dataset) -> np.ndarray:
     """Return the rows that the alignment compares with: the clean external pairs, which no model trains on."""
-    rows = prepared.subsets["external"]
-    return rows[(prepared.table.loc[rows, "corruption"] == "clean").to_numpy()]
+    rows = data.subsets["external"]
+    return rows[(data.table.loc[rows, "corruption"] == "clean").to_numpy()]
 
 
-def measure(
-    model: CLIP, recipe: Recipe, prepared: Prepared, views: int, subsets: Sequence[str] = CORRUPTED
-) -> pd.DataFrame:
+def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
     One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and under
-    an objective with captions: `plain`, `contrast`, `consistency` (over augmented views), `similarity`, `loss` (of the
-    image as it is), each the mean over the captions that the recipe trains on; under `label`: `probability` of the
-    pair's own classes; under `view`: `distance_image`, L of SSLMem.
+    an objective with captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the
+    image as it is), each the mean over the captions that the recipe trains on; under `supervised`: `probability` of the
+    pair's own classes; under `self-supervised`: `distance_image`, L of SSLMem.
     """
-    held, parts = held_out(prepared), []
+    held, parts = held_out(data), []
     if recipe.reads_captions:
-        held_image, held_text = embed_pairs(model, prepared, held)
+        held_image, held_text = embed_pairs(model, data, held)
     for subset in subsets:
-        rows = scored_rows(prepared, subset)
+        rows = scored_rows(data, subset)
         if recipe.reads_captions:
-            found = _alignment(model, recipe, prepared, rows, views, (held_image, held_text, places(rows, held)))
-        elif recipe.objective == "label":
-            found = {"probability": _probability(model, prepared, rows, views)}
+            found = _alignment(model, recipe, data, rows, views, (held_image, held_text, positions(rows, held)))
+        elif recipe.objective == "supervised":
+            found = {"probability": _probability(model, data, rows, views)}
         else:
-            found = {"distance_image": distance(embed_images(model, prepared.images, rows, views or 2, other_view))}
-        parts.append(as_table(prepared, rows, found).assign(subset=subset))
+            found = {"distance_image": distance(embed_images(model, data.images, rows, views or 2, other_view))}
+        parts.append(as_table(data, rows, found).assign(subset=subset))
     return pd.concat(parts, ignore_index=True)
 
 
-def embed_pairs(model: CLIP, prepared: Prepared, rows: np.ndarray) -> Tensor:
+def embed_pairs(model: CLIP, data: Dataset, rows: np.ndarray) -> Tensor:
     """Return unit vectors `[2, R, D]` of some rows: the images as they are, and their captions 0."""
-    return torch.cat([embed_images(model, prepared.images, rows), embed_texts(model, prepared.tokens[rows, 0])[None]])
+    return torch.cat([embed_images(model, data.images, rows), embed_texts(model, data.tokens[rows, 0])[None]])
 
 
-def places(rows: np.ndarray, among: np.ndarray) -> Tensor:
-    """Return where each of `rows` stands in `among`, int64 `[R]`, -1: it is not there."""
+def positions(rows: np.ndarray, among: np.ndarray) -> Tensor:
+    """Return the position of each of `rows` in `among`, int64 `[R]`; -1 if absent."""
     return torch.from_numpy(pd.Index(among).get_indexer(rows))
 
 
-def as_table(prepared: Prepared, rows: np.ndarray, columns: dict[str, Tensor]) -> pd.DataFrame:
+def as_table(data: Dataset, rows: np.ndarray, columns: dict[str, Tensor]) -> pd.DataFrame:
     """Return pair_id and the given values `[R]` of some rows."""
     numbers = {name: values.double().numpy() for name, values in columns.items()}
-    return pd.DataFrame({"pair_id": prepared.pair_ids[rows], **numbers})
+    return pd.DataFrame({"pair_id": data.pair_ids[rows], **numbers})
 
 
 def _alignment(
-    model: CLIP, recipe: Recipe, prepared: Prepared, rows: np.ndarray, views: int, held: tuple[Tensor, Tensor, Tensor]
+    model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, views: int, held: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, Tensor]:
     """Return the columns of `measure` for captions; `held`: the last three arguments of `align`."""
-    image, scale = embed_images(model, prepared.images, rows), float(model.logit_scale.detach().exp())
-    seen = embed_images(model, prepared.images, rows, views) if views else image
+    image, scale = embed_images(model, data.images, rows), float(model.logit_scale.detach().exp())
+    seen = embed_images(model, data.images, rows, views) if views else image
     of_captions = []
-    trained_on = 1 if recipe.regrouped else recipe.n_captions  # all pairs but the few regrouped have one caption
-    for caption in range(min(trained_on, prepared.tokens.shape[1])):
-        text = embed_texts(model, prepared.tokens[rows, caption])
+    for caption in range(min(recipe.n_captions, data.tokens.shape[1])):
+        text = embed_texts(model, data.tokens[rows, caption])
         found = align(seen, text, *held)._asdict()
         found |= {"similarity": (image[0] * text).sum(dim=1), "loss": pair_loss(image[0], text, *held, scale)}
         of_captions.append(found)
@@ -150,12 +145,12 @@ def _alignment(
 
 
 @torch.no_grad()
-def _probability(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -> Tensor:
+def _probability(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> Tensor:
     """Return the probability `[R]` of each pair's own classes together, the mean over its views."""
-    image = embed_images(model, prepared.images, rows, views)
+    image = embed_images(model, data.images, rows, views)
     table = F.normalize(model.classes, dim=-1).cpu()
     chances = (float(model.logit_scale.exp()) * image @ table.T).softmax(dim=-1).mean(dim=0)
-    return (chances * torch.from_numpy(prepared.targets[rows] > 0)).sum(dim=1)
+    return (chances * torch.from_numpy(data.targets[rows] > 0)).sum(dim=1)
 
 
 def distance(views: Tensor) -> Tensor:
@@ -163,21 +158,76 @@ def distance(views: Tensor) -> Tensor:
     return torch.stack([(a - b).norm(dim=1) for a, b in combinations(views, 2)]).mean(dim=0)
 
 
+# --- two models: who saw the pair ---
+
+
+def in_out(f: pd.DataFrame, g: pd.DataFrame, data: Dataset, seed: int) -> pd.DataFrame:
+    """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`.
+
+    `f` and `g` are tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores. Each row keeps
+    these keys and gets member (1: f trained on the pair, -1: g did, 0: both or neither; there `_in` is f's) and two
+    columns for each score. Raise ValueError where f and g did not score the same pairs in the same order.
+    """
+    keys = [name for name in ("pair_id", "subset", "epoch") if name in f]
+    if not f[keys].equals(g[keys]):
+        raise ValueError("f and g are of different pairs; score both on the same data and split")
+    of_f, of_g = (f["pair_id"].isin(data.pair_ids[data.half(name, seed)]) for name in HALVES)
+    found = f[keys].assign(member=of_f.astype(int) - of_g.astype(int))
+    for name in f.columns.difference(keys):
+        found[f"{name}_in"], found[f"{name}_out"] = f[name].mask(of_g, g[name]), g[name].mask(of_g, f[name])
+    return found
+
+
+def memorization(found: pd.DataFrame) -> pd.DataFrame:
+    """Add to a table of `in_out` what is memorized: clipmem (of `contrast`), clipmem_plain, and clipmem_normalised,
+    which is divided by its range over the pool as in the paper; or labelmem, or sslmem."""
+    for name, (score, sign) in MEMORIZED.items():
+        if f"{score}_in" in found:
+            found[name] = sign * (found[f"{score}_in"] - found[f"{score}_out"])
+    if "clipmem" in found:
+        pool = found.loc[found["subset"] == "pool", "clipmem"]
+        found["clipmem_normalised"] = found["clipmem"] / (pool.max() - pool.min())
+    return found
+
+
+def rows_to_remove(recipe: Recipe, data: Dataset, f_and_g: Sequence[pd.DataFrame]) -> np.ndarray:
+    """Return the training rows that a recipe removes: the share that its rule finds most suspicious.
+
+    `f_and_g`: the evaluations of f and g of another seed. There each pair was seen by one of the two: "clipmem" is the
+    difference of the two, "held-out similarity" asks the one that did not see the pair, "early loss" the one that did,
+    at its first evaluation. "oracle" knows the wrong captions; "random" knows nothing.
+    """
+    rows, rule = data.training_rows(recipe), recipe.remove_by
+    if rule in ("random", "oracle"):
+        score = np.random.default_rng([recipe.seed, 3]).random(len(rows))
+        score += (rule == "oracle") * (data.table.loc[rows, "corruption"] == "swapped").to_numpy()
+    else:
+        table = memorization(in_out(*f_and_g, data, other_seed(recipe.seed))).set_index("pair_id")
+        last, first = (table[table["epoch"] == epoch] for epoch in (table["epoch"].max(), table["epoch"].min()))
+        column = {
+            "clipmem": last["clipmem"],
+            "held-out similarity": -last["similarity_out"],
+            "early loss": first["loss_in"],
+        }[rule]
+        score = column[data.pair_ids[rows]].to_numpy()
+    return rows[np.argsort(-score, kind="stable")[: round(recipe.remove * len(rows))]]
+
+
 # --- baselines: a single model finds wrong captions ---
 
 
-def single_model(model: CLIP, prepared: Prepared, rows: np.ndarray, known: np.ndarray, views: int) -> pd.DataFrame:
+def single_model(model: CLIP, data: Dataset, rows: np.ndarray, known: np.ndarray, views: int) -> pd.DataFrame:
     """Return two scores that are high for wrong captions, of the pairs `rows` with their caption 0.
 
     Columns: pair_id, `augmentation` = mean over `views` light crops of |cos(crop, text) - cos(image, text)|, after the
     augmentation-enhanced attack of Ko et al., ICCV 2023 (https://arxiv.org/abs/2310.00108), and `lemon`, whose
     neighbours are of the rows `known`, those that the model was trained on: more than NEIGHBOURS.
     """
-    (image, text), (known_image, known_text) = (embed_pairs(model, prepared, some) for some in (rows, known))
-    crops = embed_images(model, prepared.images, rows, views)
+    (image, text), (known_image, known_text) = (embed_pairs(model, data, some) for some in (rows, known))
+    crops = embed_images(model, data.images, rows, views)
     changes = (crops * text).sum(dim=2) - (image * text).sum(dim=1)
-    score = lemon(image, text, known_image, known_text, places(rows, known), NEIGHBOURS)
-    return as_table(prepared, rows, {"augmentation": changes.abs().mean(dim=0), "lemon": score})
+    score = lemon(image, text, known_image, known_text, positions(rows, known), NEIGHBOURS)
+    return as_table(data, rows, {"augmentation": changes.abs().mean(dim=0), "lemon": score})
 
 
 def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, own: Tensor, k: int) -> Tensor:
@@ -215,19 +265,25 @@ def selectivity(largest: Tensor, total: Tensor, count: int) -> Tensor:
     return (largest - others) / (largest + others).clamp(min=1e-12)  # 0 / 1e-12 for dead units
 
 
+def uninverted_rows(recipe: Recipe, data: Dataset) -> np.ndarray:
+    """Return the training rows without inverted images, which excite many units most and would dominate UnitMem."""
+    rows = data.training_rows(recipe)
+    return rows[(data.table.loc[rows, "corruption"] != "inverted").to_numpy()]
+
+
 @torch.no_grad()
-def unit_scores(model: CLIP, prepared: Prepared, rows: np.ndarray, views: int) -> pd.DataFrame:
+def unit_scores(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> pd.DataFrame:
     """Return one row per unit: layer (from 1), unit, unitmem, classmem (NaN with fewer than two classes); over the
     images of `rows`, the training images.
 
     Activations are means over patches and light crops. Of each block of images only the largest and the sums are kept,
     so that memory does not grow with the number of images.
     """
-    targets = torch.from_numpy(prepared.targets[rows])
+    targets = torch.from_numpy(data.targets[rows])
     targets = targets[:, targets.any(dim=0)]
     weights = torch.cat([torch.ones(len(rows), 1), targets], dim=1).double()  # of all images, of those of each class
     largest, sums = ([torch.zeros(1)] * len(model.visual.transformer.resblocks) for _ in range(2))  # of each layer
-    for start, images in blocks(model, prepared.images, rows):
+    for start, images in blocks(model, data.images, rows):
         drawn = (light_crop(images, torch.Generator().manual_seed(view)) for view in range(views))
         of_views = [[hidden.cpu() for hidden in image_layers(model, x)] for x in drawn]
         for layer, hidden in enumerate(zip(*of_views, strict=True)):

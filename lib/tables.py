@@ -1,50 +1,29 @@
-"""From trained models to tidy tables, and those of notebooks 01 and 02. Most functions take a notebook's `study`."""
+"""From trained models to tidy tables, one row per condition, seed and pair (or test item, unit, epoch).
 
-from __future__ import annotations
+Most functions take a notebook's conditions (name -> recipe of f) and its seeds, as one `Study`.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from open_clip.model import CLIP
+from threadpoolctl import threadpool_limits
 
-from lib import reliability, runs, scores, store
-from lib.data import Prepared, prepare
-from lib.recipes import CORRUPTED, Recipe, f_and_g
-from lib.train import training_rows
-
-if TYPE_CHECKING:
-    from lib.study import Study
+from lib import encoders, runs, scores, stats, utility
+from lib.data import prepare
+from lib.recipes import CORRUPTED, Recipe, Study, f_and_g
+from lib.runs import cached
+from lib.utility import GALLERY, Labelled
 
 Measure = Callable[[CLIP, Recipe], pd.DataFrame]
 TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity", "mislabelled"]
-OWN_SCORE = {"label": "labelmem", "caption": "clipmem", "view": "sslmem"}  # of each paradigm
-MEMORIZED = {  # what is memorized -> the score it is the change of, and the sign of the change
-    "clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1), "clipmem_consistency": ("consistency", 1),
-    "labelmem": ("probability", 1), "sslmem": ("distance_image", -1),
-}  # fmt: skip
+OWN_SCORE = {"supervised": "labelmem", "CLIP": "clipmem", "self-supervised": "sslmem"}  # of each objective
 CHANCE_BITS = 1 / np.log(2)  # mean of log2(gallery / rank) for a random order in a large gallery: 1.44
-ALIKE = 0.8  # share of common words from which two captions say nearly the same
 
 
-# --- tables of many models ---
-
-
-def cached(name: str, recipe: Recipe, measure: Measure) -> pd.DataFrame:
-    """Return `measure(model, recipe)` of a recipe's model, kept in the store under the run's key and `name`."""
-
-    def build(folder: Path) -> None:
-        store.write_table(folder / "table.parquet", measure(runs.load(recipe), recipe))
-
-    source = runs.run_key(recipe)
-    folder = store.get_or_build("score", f"{source}-{name}", build, {"run": source})
-    return pd.read_parquet(folder / "table.parquet")
-
-
-def collected(
+def collect(
     study: Study, read: Callable[[Recipe], pd.DataFrame], conditions: Sequence[str] = (), roles: str = "fg"
 ) -> pd.DataFrame:
     """Return `read(recipe)` of f and g (or one of them) of every condition and seed, one below the other, with columns
@@ -54,61 +33,46 @@ def collected(
         f_g = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
         wanted |= {(condition, seed, role): f_g[role] for role in roles}
     recipes = list(dict.fromkeys(wanted.values()))
-    tables = runs.run_parallel(f"measuring {len(recipes)} models", lambda recipe, report: read(recipe), recipes)
+    tables = runs.side_by_side(f"measuring {len(recipes)} models", lambda recipe, on_epoch: read(recipe), recipes)
     found = dict(zip(recipes, tables, strict=True))
     parts = [found[r].assign(condition=c, seed=s, role=role) for (c, s, role), r in wanted.items()]
     return pd.concat(parts, ignore_index=True)
 
 
-def measured(
-    study: Study, name: str, measure: Measure, conditions: Sequence[str] = (), roles: str = "fg"
-) -> pd.DataFrame:
-    """Return what `measure` finds in the models of `collected`, kept in the store under `name`."""
-    return collected(study, lambda recipe: cached(name, recipe, measure), conditions, roles)
+def measure_all(study: Study, name: str, measure: Measure, conditions: Sequence[str] = (), roles: str = "fg"):
+    """Return what `measure` finds in the models of `collect`, kept in the store under `name`."""
+    return collect(study, lambda recipe: cached(name, recipe, measure), conditions, roles)
 
 
-def in_minus_out(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Return `runs.inside_outside` of a collected table, for every condition and seed: condition, seed, and its
-    columns."""
+# --- memorization of pairs ---
+
+
+def memorization(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Return `scores.memorization` of a table of `collect` for every condition and seed, with the ground truth of each
+    pair: corruption, share_swapped, vagueness, rarity (NaN where unknown) and mislabelled."""
     parts = []
     for (condition, seed), both in table.groupby(["condition", "seed"], sort=False):
         f, g = (both[both["role"] == role].drop(columns=["condition", "seed", "role"]) for role in "fg")
-        prepared = prepare(study.conditions[condition].data)
-        found = runs.inside_outside(f.reset_index(drop=True), g.reset_index(drop=True), prepared, seed)
-        parts.append(found.assign(condition=condition, seed=seed))
+        data = prepare(study.conditions[condition].data)
+        found = scores.in_out(f.reset_index(drop=True), g.reset_index(drop=True), data, seed)
+        found = scores.memorization(found).assign(condition=condition, seed=seed)
+        parts.append(found.merge(data.table[TRUTH], on="pair_id", how="left", validate="many_to_one"))
     return pd.concat(parts, ignore_index=True)
-
-
-# --- scores of pairs ---
 
 
 def score_pairs(study: Study, conditions: Sequence[str] = (), subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return the memorization of every pair of `subsets` under every condition and seed.
 
-    Columns: condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0: both or neither), the ground
-    truth corruption, share_swapped, vagueness, rarity (NaN where unknown) and mislabelled, each score under the model
-    that was trained on the pair (`_in`) and under the other one (`_out`), and the memorization, in - out: clipmem (of
-    `contrast`), clipmem_plain, clipmem_consistency and clipmem_normalised (divided by its range over the pool), or
-    labelmem, or sslmem. Of pairs with member 0 it is f - g, which for external pairs is the noise floor.
+    Columns: condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0: both or neither), each score
+    under the model that was trained on the pair (`_in`) and under the other one (`_out`), and the columns of
+    `memorization`. Of pairs with member 0 CLIPMem is f - g, which for external pairs is the noise floor.
     """
     name = f"pairs-{study.augmentations}-{'-'.join(subset[:2] for subset in subsets)}"
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         return scores.measure(model, recipe, prepare(recipe.data), study.augmentations, subsets)
 
-    return _memorized(study, in_minus_out(study, measured(study, name, measure, conditions)))
-
-
-def _memorized(study: Study, found: pd.DataFrame) -> pd.DataFrame:
-    """Add to a table of `in_minus_out` what is memorized, and the ground truth."""
-    for score, (of, sign) in MEMORIZED.items():
-        if f"{of}_in" in found:
-            found[score] = sign * (found[f"{of}_in"] - found[f"{of}_out"])
-    if "clipmem" in found:
-        of_pool = found["clipmem"].where(found["subset"] == "pool").groupby([found["condition"], found["seed"]])
-        found["clipmem_normalised"] = found["clipmem"] / (of_pool.transform("max") - of_pool.transform("min"))
-    truth = [prepare(r.data).table[TRUTH].assign(condition=name) for name, r in study.conditions.items()]
-    return found.merge(pd.concat(truth), on=["condition", "pair_id"], how="left", validate="many_to_one")
+    return memorization(study, measure_all(study, name, measure, conditions))
 
 
 def pool(table: pd.DataFrame) -> pd.DataFrame:
@@ -116,71 +80,37 @@ def pool(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["subset"] == "pool"]
 
 
+def during_training(study: Study, condition: str = "") -> pd.DataFrame:
+    """Return the scores of pool and external pairs at each evaluation, of images as they are, with the mean training
+    loss of f and g: seed, epoch, loss and the columns of `score_pairs`; by default of the plain condition."""
+    names = [condition or study.plain]
+    table = memorization(study, collect(study, runs.evaluations, names))
+    loss = collect(study, runs.history, names).groupby(["seed", "epoch"], as_index=False)["loss"].mean()  # of f and g
+    return table.merge(loss, on=["seed", "epoch"], how="left")
+
+
 def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Add the single-model baselines to `score_pairs` of the first condition: early_loss_in (at the first evaluation),
+    """Add the single-model baselines to `score_pairs` of the plain condition: early_loss_in (at the first evaluation),
     mean_loss_in (over all), and `_in` and `_out` of augmentation and lemon, see `scores.single_model`."""
-    name = next(iter(study.conditions))
-    along = during_training(study)
-    by_pair = along.sort_values("epoch").groupby(["seed", "pair_id"])["loss_in"]
+    by_pair = during_training(study).sort_values("epoch").groupby(["seed", "pair_id"])["loss_in"]
     losses = pd.DataFrame({"early_loss_in": by_pair.first(), "mean_loss_in": by_pair.mean()}).reset_index()
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        rows = np.concatenate([study.prepared.subsets[subset] for subset in CORRUPTED])
-        known = training_rows(recipe, study.prepared)
-        return scores.single_model(model, study.prepared, rows, known, study.augmentations)
+        data = prepare(recipe.data)
+        rows = np.concatenate([data.subsets[subset] for subset in CORRUPTED])
+        return scores.single_model(model, data, rows, data.training_rows(recipe), study.augmentations)
 
-    both = in_minus_out(study, measured(study, f"baselines-{study.augmentations}", measure, [name]))
-    both = both.drop(columns=["condition", "member"]).merge(losses, on=["seed", "pair_id"], how="left")
+    both = memorization(study, measure_all(study, f"baselines-{study.augmentations}", measure, [study.plain]))
+    names = [name for name in both if name.endswith(("_in", "_out"))]
+    both = both[["seed", "pair_id", *names]].merge(losses, on=["seed", "pair_id"], how="left")
     return table.merge(both, on=["seed", "pair_id"], how="left")
 
 
-def during_training(study: Study, condition: str = "") -> pd.DataFrame:
-    """Return the scores of pool and external pairs at each evaluation, of images as they are, with the mean training
-    loss of f and g: condition, seed, epoch, loss and the columns of `score_pairs`. Of the first condition, if none is
-    given."""
-    names = [condition or next(iter(study.conditions))]
-    table = in_minus_out(study, collected(study, runs.evaluations, names))
-    loss = collected(study, runs.history, names).groupby(["seed", "epoch"], as_index=False)["loss"].mean()  # f and g
-    return _memorized(study, table.merge(loss, on=["seed", "epoch"], how="left"))
-
-
-def histories(study: Study) -> pd.DataFrame:
-    """Return loss, learning rate, utility and UnitMem by epoch of every model: condition, seed, role, epoch, ..."""
-    return collected(study, runs.history)
-
-
-def repeats(prepared: Prepared) -> pd.DataFrame:
-    """Return how much of each pair the shared pairs repeat: pair_id, same_kind (number of shared scenes with the same
-    main shape, colour, ground and texture; NaN where unknown) and same_caption (number of shared captions that share
-    at least ALIKE of their words with the pair's own, of all that occur in either)."""
-    table, shared = prepared.table, prepared.subsets["shared"]
-    kind = pd.Series(list(zip(table["label"], table["rarity"], strict=True)), index=table.index)
-    known = kind.map(kind.loc[shared].value_counts()).fillna(0)
-    words = np.zeros((len(prepared.tokens), len(prepared.token_ids)), np.float32)
-    words[np.arange(len(words))[:, None], prepared.tokens[:, 0]] = 1
-    rows = np.concatenate([prepared.subsets[subset] for subset in CORRUPTED])
-    words[:, 0] = 0  # padding
-    common = words[rows] @ words[shared].T
-    either = words[rows].sum(axis=1)[:, None] + words[shared].sum(axis=1)[None] - common
-    same_kind = known.where(table["rarity"].notna()).loc[rows].to_numpy()
-    same_caption = (common / either >= ALIKE).sum(axis=1)
-    return pd.DataFrame({"pair_id": prepared.pair_ids[rows], "same_kind": same_kind, "same_caption": same_caption})
-
-
-# --- notebook 01: three paradigms ---
-
-
-def unit_scores(study: Study) -> pd.DataFrame:
-    """Return UnitMem and ClassMem of every unit of every f and g, over its training images that were not planted:
-    condition, seed, role, layer, unit, unitmem, classmem."""
-    views, prepared = study.augmentations, study.prepared
-    return measured(study, f"units-{views}", lambda m, r: scores.unit_scores(m, prepared, runs.unplanted(r), views))
-
-
 def own_scores(study: Study) -> pd.DataFrame:
-    """Return every pool pair's own score under each paradigm (label, caption, view) and its percentile among the pool,
-    1 = memorized most (label_rank, caption_rank, view_rank), with seed, pair_id, corruption, mislabelled, rarity."""
-    truth = pool(study.prepared.table)[["pair_id", "corruption", "mislabelled", "rarity"]]
+    """Return every pool pair's own score under each objective ("supervised", "CLIP", "self-supervised") and its
+    percentile among the pool, 1 = memorized most (`<objective>_rank`), with seed, pair_id, corruption, mislabelled and
+    rarity."""
+    truth = pool(prepare(study.conditions[study.plain].data).table)[["pair_id", "corruption", "mislabelled", "rarity"]]
     table = pd.DataFrame({"seed": study.seeds}).merge(truth, how="cross")
     for name, score in OWN_SCORE.items():
         own = pool(score_pairs(study, [name])).rename(columns={score: name})
@@ -189,19 +119,102 @@ def own_scores(study: Study) -> pd.DataFrame:
     return table.sort_values(["seed", "pair_id"], ignore_index=True)
 
 
-def agreement(own: pd.DataFrame) -> pd.DataFrame:
-    """Return how well two paradigms agree on which pairs are memorized: first, second, correlation (of ranks, across
-    seeds), ceiling (the most that noise allows), corrected (their quotient; NaN without reliability)."""
+def unit_scores(study: Study) -> pd.DataFrame:
+    """Return UnitMem and ClassMem of every unit of every f and g, over its training images that were not inverted:
+    condition, seed, role, layer, unit, unitmem, classmem."""
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        data = prepare(recipe.data)
+        return scores.unit_scores(model, data, scores.uninverted_rows(recipe, data), study.augmentations)
+
+    return measure_all(study, f"units-{study.augmentations}", measure)
+
+
+def swap_test(study: Study) -> pd.DataFrame:
+    """Return what of CLIPMem comes with either encoder alone, in the plain condition: seed, corruption and the columns
+    of `encoders.swap_parts`."""
+    data = prepare(study.conditions[study.plain].data)
+
+    def swapped(recipe: Recipe) -> pd.DataFrame:
+        g = f_and_g(recipe, recipe.seed)[1]
+        name = f"swap-{runs.run_key(g)[:8]}"
+        return cached(name, recipe, lambda f, _: encoders.swap_parts(f, runs.load(g), data, recipe.seed))
+
+    found = collect(study, swapped, [study.plain], roles="f").drop(columns=["condition", "role"])
+    return found.merge(data.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
+
+
+# --- mitigations against plain CLIP ---
+
+
+def clipmem_drop(pairs: pd.DataFrame, name: str, than: str = "CLIP") -> pd.DataFrame:
+    """Return by how much CLIPMem of each pool pair is lower under one condition than under another: seed, pair_id,
+    corruption, drop."""
+    keys = ["seed", "pair_id"]
+    before, after = (pool(pairs[pairs["condition"] == condition]) for condition in (than, name))
+    both = before.merge(after[[*keys, "clipmem"]], on=keys, suffixes=("", "_after"), validate="one_to_one")
+    return both[[*keys, "corruption"]].assign(drop=both["clipmem"] - both["clipmem_after"])
+
+
+def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
+    """Return the mean of `column` in the first table minus that in the second, paired by seed and pair."""
+    both = first.merge(second, on=["seed", "pair_id"], suffixes=("_1", "_2"), validate="one_to_one")
+    return stats.mean(both.assign(difference=both[f"{column}_1"] - both[f"{column}_2"]), "difference")
+
+
+def utilities(study: Study, labelled: list[Labelled], conditions: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the utility of every f, of all or some conditions, on every test item: condition, seed, pair_id (the
+    item's number), and the columns of `utility.utilities`."""
+    name = "-".join(["utility", *(f"{one.name}.{one.fingerprint[:8]}" for one in labelled)])
+    with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
+        found = measure_all(study, name, lambda f, r: utility.utilities(f, prepare(r.data), labelled), conditions, "f")
+    return found.drop(columns="role").rename(columns={"item": "pair_id"})
+
+
+def utility_gain(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP") -> stats.Estimate:
+    """Return `measure` under one condition minus that under another, item by item and paired by seed."""
+    first, second = (useful.loc[useful["condition"] == c, ["seed", "pair_id", measure]] for c in (name, than))
+    return paired_difference(first.dropna(), second.dropna(), measure)
+
+
+def summary(pairs: pd.DataFrame, useful: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return one row per condition of `pairs`: name, m (mean CLIPMem of the pool) and u (mean of `measure`), each with
+    its limits."""
     rows = []
-    for first, second in product(OWN_SCORE, repeat=2):
-        observed, corrected = (reliability.correlation(own, first, second, way) for way in (False, True))
-        ceiling = np.sqrt(np.maximum([reliability.reliability(own, name) for name in (first, second)], 0).prod())
-        rows.append((first, second, observed, ceiling, corrected))
-    return pd.DataFrame(rows, columns=["first", "second", "correlation", "ceiling", "corrected"])
+    for name, part in pool(pairs).groupby("condition", sort=False):
+        m = stats.mean(part)
+        u = stats.mean(useful.loc[useful["condition"] == name, ["seed", "pair_id", measure]].dropna(), measure)
+        limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
+        rows.append({"name": name, **limits})
+    return pd.DataFrame(rows)
+
+
+def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
+    """Return mean CLIPMem of the pool and retrieval of f along a training: seed, epoch, clipmem, bits, and floor, the
+    standard deviation of f - g over external pairs. Retrieval is in the first gallery of `utility.utilities`."""
+    found = during_training(study, condition).groupby(["subset", "seed", "epoch"])["clipmem"]
+    along = pd.DataFrame({"clipmem": found.mean()["pool"], "floor": found.std()["external"]}).reset_index()
+    bits = collect(study, runs.history, [condition], roles="f")[["seed", "epoch", "bits"]].dropna()
+    return along.merge(bits, on=["seed", "epoch"])
+
+
+def gain_over_early_stopping(
+    study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str, plain: str = "CLIP"
+) -> stats.Estimate:
+    """Return the bits of retrieval of a condition minus those of plain training, stopped where it has memorized as
+    much: the mean over the seeds, on the first gallery."""
+    gains = []
+    start = {"clipmem": 0.0, "bits": CHANCE_BITS}  # before training: nothing memorized, a random order
+    for seed, curve in early_stopping(study, plain).groupby("seed"):
+        curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")
+        here = pool(pairs[(pairs["condition"] == name) & (pairs["seed"] == seed)])["clipmem"].mean()
+        first = useful[(useful["condition"] == name) & (useful["seed"] == seed) & (useful["pair_id"] < GALLERY)]
+        gains.append(first["bits"].mean() - np.interp(here, curve["clipmem"], curve["bits"]))
+    return stats.over_seeds(gains, GALLERY)
 
 
 def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Return `value` of every paradigm and seed where its probe first reaches the best of the weakest one: condition,
+    """Return `value` of every condition and seed where its probe first reaches the best of the weakest one: condition,
     seed, `value`, probe (the level that all are compared at). `history` has them, and epoch, at the evaluations."""
     rows = []
     for seed, part in history.groupby("seed"):

@@ -1,81 +1,144 @@
-"""The training loop: pairs resident on the device, batches augmented there, exact resume.
+"""The training loop. One loop serves every objective: only the partner of an image changes, its caption, class or view.
 
 Batch order, captions and crops follow from (seed, epoch), a checkpoint holds the rest: a training that was stopped and
 continued gives the bits of one that was not, on one machine with as many threads (not on CUDA: its sums are unordered).
 """
 
-from __future__ import annotations
-
-import json
+import hashlib
+import io
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIP
 from torch import Tensor
 
 from lib import model as models
 from lib import store
-from lib.objectives import Resident, batch, loss
+from lib.data import Dataset
 from lib.recipes import Recipe, model_config
 
-if TYPE_CHECKING:
-    from lib.data import Prepared
-
-HALVES = ("candidate", "independent")  # of the pool: f trains on the first one, g on the second one
 DIVERGED = 3.0  # times the loss of a guess within the batch: a loss above it will not come down again
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 # model -> scores of single pairs, and numbers for that epoch's row of the history
 Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
 
 
-def resident(prepared: Prepared, rows: np.ndarray, where: torch.device) -> Resident:
+@dataclass(frozen=True)
+class DeviceData:
+    """What training reads of P pairs, on the device."""
+
+    images: Tensor  # uint8 [N, 3, H, W]; on the CPU the data set itself, which is memory-mapped
+    rows: Tensor  # [P], the positions of the pairs in `images`
+    tokens: Tensor  # [P, C, L]
+    targets: Tensor  # [P, K], the share of each class in a pair's label
+
+
+def to_device(data: Dataset, rows: np.ndarray, where: torch.device) -> DeviceData:
     """Return some rows of a data set as tensors on the device."""
-    images, places = torch.from_numpy(prepared.images), torch.from_numpy(rows)
+    images, positions = torch.from_numpy(data.images), torch.from_numpy(rows)
     if where.type != "cpu":
-        images = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, device=where)
-        places = torch.arange(len(rows))
-        for start in range(0, len(rows), 1024):  # in parts: a large data set does not fit in the host's memory
-            images[start : start + 1024] = torch.from_numpy(prepared.images[rows[start : start + 1024]])
-    tokens, targets = torch.from_numpy(prepared.tokens[rows]).long(), torch.from_numpy(prepared.targets[rows])
-    return Resident(images=images, rows=places.to(where), tokens=tokens.to(where), targets=targets.to(where))
+        images, positions = torch.from_numpy(data.images[rows]).to(where), torch.arange(len(rows))
+    tokens, targets = torch.from_numpy(data.tokens[rows]).long(), torch.from_numpy(data.targets[rows])
+    return DeviceData(images=images, rows=positions.to(where), tokens=tokens.to(where), targets=targets.to(where))
 
 
-def fresh(recipe: Recipe, prepared: Prepared) -> CLIP:
+def batch(pairs: DeviceData, positions: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return augmented images `[B, 3, H, W]` and their partners: tokens `[B, L]`, class shares `[B, K]` or views."""
+    positions = positions.to(pairs.images.device)
+    images = pairs.images[pairs.rows[positions]]
+    first = models.augment(images, recipe.crop, recipe.color_jitter, generator)
+    if recipe.objective == "supervised":
+        return first, pairs.targets[positions]
+    if recipe.objective == "self-supervised":
+        return first, models.other_view(images, generator)
+    which = torch.zeros(len(positions), dtype=torch.long)
+    if recipe.n_captions > 1:
+        width = min(recipe.n_captions, pairs.tokens.shape[1])
+        which = torch.randint(width, (len(positions),), generator=generator)
+    tokens = pairs.tokens[positions, which.to(positions.device)]
+    return first, drop_tokens(tokens, recipe.token_dropout, generator) if recipe.token_dropout else tokens
+
+
+def drop_tokens(tokens: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Leave out every token of `[B, L]` with probability `share`, never start and end, and move up the rest."""
+    chance = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+    end = tokens == tokens.amax(dim=1, keepdim=True)
+    left_out = (chance < share) & (tokens > 0) & ~end
+    left_out[:, 0] = False
+    order = (left_out | (tokens == 0)).int().argsort(dim=1, stable=True)
+    return tokens.masked_fill(left_out, 0).gather(1, order)
+
+
+def loss(
+    model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the loss of one batch: symmetric contrastive for captions and views, cross-entropy over class labels, and
+    for SigLIP a yes or no for every image and caption of the batch (arXiv 2303.15343).
+
+    `generator` draws the noise of a recipe that has some.
+    """
+    image = _embedding(model, "image", images, recipe, generator)
+    scale = model.logit_scale.exp()
+    if recipe.objective == "supervised":
+        return F.cross_entropy(scale * image @ F.normalize(model.classes, dim=-1).T, partners)
+    partner = _embedding(model, "text" if recipe.reads_captions else "image", partners, recipe, generator)
+    if recipe.objective == "SigLIP":
+        return SigLipLoss()(image, partner, scale, model.logit_bias)
+    return ClipLoss()(image, partner, scale)
+
+
+def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:
+    """Return embeddings `[B, D]` of one tower, float32, with the recipe's noise; no gradient where it is frozen."""
+    encode = models.encode_text if tower == "text" else models.encode_image
+    noise = recipe.text_noise if tower == "text" else recipe.image_noise
+    # Threads share autocast's cache of weights. One that leaves autocast would empty another's, and change its bits.
+    half = models.precision() == "bf16"
+    mixed = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half, cache_enabled=False)
+    with mixed, torch.set_grad_enabled(torch.is_grad_enabled() and recipe.frozen != tower):
+        e = encode(model, x).float()
+    return noisy(e, noise, generator) if noise else e
+
+
+def noisy(embedding: Tensor, length: float, generator: torch.Generator | None) -> Tensor:
+    """Add Gaussian noise of the given expected length to unit vectors `[B, D]`, and return them at unit length again.
+
+    The paper's noise has a standard deviation per coordinate; whether it is added before or after normalising is not
+    known, and its strength depends on that. A length relative to the embedding means the same everywhere.
+    """
+    noise = torch.randn(embedding.shape, generator=generator).to(embedding.device)
+    return F.normalize(embedding + length / embedding.shape[-1] ** 0.5 * noise, dim=-1)
+
+
+# --- the loop ---
+
+
+def fresh(recipe: Recipe, data: Dataset) -> CLIP:
     """Return the model of a recipe as it is before training, on the device."""
     return models.build(
-        config=model_config(recipe.model, recipe.width, recipe.depth),
+        config=model_config(recipe.model, recipe.width),
         pixels=recipe.data.pixels,
-        vocabulary=len(prepared.token_ids),
-        context=prepared.tokens.shape[2],
+        vocabulary=len(data.token_ids),
+        context=data.tokens.shape[2],
         seed=recipe.seed,
-        classes=prepared.targets.shape[1] if recipe.objective == "label" else 0,
-        sigmoid=recipe.objective == "sigmoid",
+        classes=data.targets.shape[1] if recipe.objective == "supervised" else 0,
+        sigmoid=recipe.objective == "SigLIP",
     ).to(models.device())
 
 
 def tower_of(name: str) -> str:
     """Return which tower a parameter of that name belongs to: "image", "text", or "" (temperature and bias)."""
     return "image" if name.startswith("visual.") else "" if name.startswith("logit_") else "text"
-
-
-def training_rows(recipe: Recipe, prepared: Prepared, left_out: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows that a recipe trains on, without those of `left_out`."""
-    parts = [prepared.half(n, recipe.seed) if n in HALVES else prepared.subsets[n] for n in recipe.trained_on]
-    rows = np.concatenate(parts)
-    return rows if left_out is None else rows[~np.isin(rows, left_out)]
-
-
-def schedule(recipe: Recipe) -> Recipe:
-    """Return a recipe with the epochs and the learning rate of its own training: fine-tuning starts where another run
-    ended, and has a tenth of its rate."""
-    return replace(recipe, epochs=recipe.finetuned, lr=recipe.lr / 10) if recipe.finetuned else recipe
 
 
 def evaluation_epochs(recipe: Recipe) -> list[int]:
@@ -86,31 +149,26 @@ def evaluation_epochs(recipe: Recipe) -> list[int]:
 
 def train(
     recipe: Recipe,
-    prepared: Prepared,
+    data: Dataset,
     folder: Path,
     evaluate: Evaluate,
-    on_progress: Callable[[float], None] = lambda share: None,
+    on_epoch: Callable[[], None] = lambda: None,
     donor: dict[str, Tensor] | None = None,
-    suspicious: np.ndarray | None = None,
+    removed: Sequence[int] = (),
 ) -> None:
     """Train one model and leave `weights.safetensors`, `history.parquet` and `evaluations.parquet` in `folder`.
 
     `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
     scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
-    `on_progress` gets the share that is done. `donor`: weights of the frozen tower, or of the model to fine-tune.
-    `suspicious` rows are removed or regrouped, as the recipe says. Raise FloatingPointError where the loss diverges;
-    the last checkpoint is from before.
+    `donor`: weights of the frozen tower. Rows in `removed` are not trained on. Raise FloatingPointError where the loss
+    diverges; the last checkpoint is from before.
     """
-    recipe, model = schedule(recipe), fresh(recipe, prepared).train()
+    model = fresh(recipe, data).train()
     if donor:
-        known = {n: t for n, t in donor.items() if recipe.finetuned or tower_of(n) == recipe.frozen}
-        model.load_state_dict(known, strict=False)
+        model.load_state_dict({n: t for n, t in donor.items() if tower_of(n) == recipe.frozen}, strict=False)
     optimiser = make_optimiser(model, recipe)
-    rows = training_rows(recipe, prepared, suspicious if recipe.remove else None)
-    pairs = resident(prepared, rows, models.device())
-    if recipe.regrouped and suspicious is not None:
-        pairs = replace(pairs, regrouped=torch.from_numpy(np.isin(rows, suspicious)))
-    history, evaluations = _resume(folder, model, optimiser)
+    pairs = to_device(data, data.training_rows(recipe, removed), models.device())
+    history, evaluations = _resume(folder / "checkpoint", model, optimiser)
     saved = monotonic()
     for epoch in range(len(history), recipe.epochs):
         history.append(run_epoch(recipe, epoch, pairs, model, optimiser))
@@ -120,29 +178,56 @@ def train(
             evaluations.append(scores.assign(epoch=epoch + 1))
             history[-1].update(numbers)
         if monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < recipe.epochs:
-            _checkpoint(folder, model, optimiser, history, evaluations)
+            _checkpoint(folder / "checkpoint", model, optimiser, history, evaluations)
             saved = monotonic()
-        on_progress((epoch + 1) / recipe.epochs)
+        on_epoch()
     store.write_table(folder / "history.parquet", pd.DataFrame(history))
     store.write_table(folder / "evaluations.parquet", pd.concat(evaluations, ignore_index=True))
-    store.write_tensors(folder / "weights.safetensors", model.state_dict())
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    store.write_bytes(folder / "weights.safetensors", safetensors.torch.save(weights))
     (folder / "checkpoint").unlink(missing_ok=True)
 
 
-def run_epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimiser: Any) -> dict[str, Any]:
+def _checkpoint(path: Path, model: CLIP, optimiser: Any, history: list[Any], evaluations: list[pd.DataFrame]) -> None:
+    """Write everything that a continued training needs, behind its digest."""
+    done = [table.to_dict("list") for table in evaluations]
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history, "scores": done}
+    torch.save(state, buffer := io.BytesIO())
+    store.write_bytes(path, hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
+
+
+def _resume(path: Path, model: CLIP, optimiser: Any) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+    """Load a checkpoint, where there is a sound one; return history and evaluations so far."""
+    whole = path.read_bytes() if path.is_file() else b""
+    if whole[:32] != hashlib.sha256(whole[32:]).digest():
+        if whole:
+            warnings.warn(f"{path} is damaged; training starts from the beginning", stacklevel=2)
+        return [], []
+    state = torch.load(io.BytesIO(whole[32:]), weights_only=True, map_location=models.device())
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["history"], [pd.DataFrame(table) for table in state["scores"]]
+
+
+def run_epoch(recipe: Recipe, epoch: int, pairs: DeviceData, model: CLIP, optimiser: Any) -> dict[str, Any]:
     """Pass once over the pairs, without an incomplete last batch (as open_clip); return the row of the history."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    size, plain = min(recipe.batch, len(pairs.rows)), replace(recipe, n_captions=1, text_noise=0.0)
-    batches = list(_batches(pairs, size, generator))
-    per_epoch = len(batches)
+    size = min(recipe.batch, len(pairs.rows))
+    order = torch.randperm(len(pairs.rows), generator=generator)
+    batches = [part for part in order.split(size) if len(part) == size]
     total = torch.zeros((), device=pairs.images.device)
-    for i, (places, mitigated) in enumerate(batches):
-        rate = learning_rate(recipe, epoch * per_epoch + i, recipe.epochs * per_epoch)
+    for i, part in enumerate(batches):
+        rate = learning_rate(recipe, epoch * len(batches) + i, recipe.epochs * len(batches))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        how = recipe if mitigated else plain
-        total += step(model, optimiser, loss(model, how, *batch(pairs, places, how, generator), generator))
-    mean, scale = float(total) / per_epoch, float(model.logit_scale.detach().exp())
+        value = loss(model, recipe, *batch(pairs, part, recipe, generator), generator)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))  # as OpenCLIP and CLIP do
+        total += value.detach()
+    mean, scale = float(total) / len(batches), float(model.logit_scale.detach().exp())
     if not mean <= DIVERGED * math.log(max(2, size)):  # nor is NaN
         raise FloatingPointError(
             f"training diverged: the loss of epoch {epoch + 1} is {mean:.3g}, and a guess has {math.log(size):.2g} "
@@ -150,30 +235,6 @@ def run_epoch(recipe: Recipe, epoch: int, pairs: Resident, model: CLIP, optimise
             f"lib/recipes.py. Other models are kept."
         )
     return {"epoch": epoch + 1, "loss": mean, "lr": rate, "logit_scale": scale}
-
-
-def _batches(pairs: Resident, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, bool]]:
-    """Yield the places of each batch in random order, and whether the recipe's captions and noise hold for it: for all,
-    or where some pairs are regrouped, for the batches that hold these alone."""
-    order = torch.randperm(len(pairs.rows), generator=generator)
-    if pairs.regrouped is None:
-        yield from ((part, True) for part in order.split(size) if len(part) == size)
-        return
-    special = pairs.regrouped[order]
-    small = min(size, int(special.sum()))
-    found = [(part, False) for part in order[~special].split(size) if len(part) == size]
-    found += [(part, True) for part in order[special].split(small) if len(part) == small]
-    yield from (found[i] for i in torch.randperm(len(found), generator=generator))
-
-
-def step(model: CLIP, optimiser: torch.optim.Optimizer, value: Tensor) -> Tensor:
-    """Take one optimiser step down the loss `value`; return it, still on the device."""
-    optimiser.zero_grad(set_to_none=True)
-    value.backward()
-    optimiser.step()
-    with torch.no_grad():
-        model.logit_scale.clamp_(0, math.log(100))  # as OpenCLIP and CLIP do
-    return value.detach()
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -190,28 +251,3 @@ def make_optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
     decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "bias" in name)]
     groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=models.device().type != "mps")
-
-
-def _checkpoint(folder: Path, model: CLIP, optimiser: Any, history: list[Any], evaluations: list[pd.DataFrame]) -> None:
-    """Write everything that a continued run needs, in one file."""
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": t for name, t in state.items()}
-    text = json.dumps({"history": history, "evaluations": [table.to_dict("list") for table in evaluations]})
-    tensors["record"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    store.write_checkpoint(folder / "checkpoint", tensors, folder.name)
-
-
-def _resume(folder: Path, model: CLIP, optimiser: Any) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
-    """Load the checkpoint of `folder`, where there is a sound one: return history and evaluations so far."""
-    tensors = store.read_checkpoint(folder / "checkpoint", folder.name)
-    if tensors is None:
-        return [], []
-    record = json.loads(tensors.pop("record").numpy().tobytes())
-    model.load_state_dict({name: tensors.pop(f"model.{name}") for name in model.state_dict()})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, t in tensors.items():
-        _, index, part = name.split(".")
-        state.setdefault(int(index), {})[part] = t
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return record["history"], [pd.DataFrame(table) for table in record["evaluations"]]

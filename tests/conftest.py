@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import store
 from lib.data import prepare
-from lib.recipes import Data, Recipe
+from lib.recipes import DataConfig, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # photographs that may not be passed on; tests of them skip without it
-TINY = Recipe(Data("scenes", 32, 60, 80, 40, 40, 40), model="smoke", epochs=4, batch=25, evaluations=2)
+TINY = Recipe(DataConfig("scenes", 32, 60, 80, 40, 40, 40), model="smoke", epochs=4, batch=25, evaluations=2)
 BRIEF = replace(TINY, epochs=2)  # what `trained` holds runs of
 
 torch.set_num_threads(1)
@@ -27,12 +26,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path, monkeypatch):
-    """Give every test a store of its own, in which nothing is wanted anew, and products in fp32."""
+    """Give every test a store of its own, and products in fp32."""
     for name in [name for name in os.environ if name.startswith("CLIPMEM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLIPMEM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CLIPMEM_PRECISION", "fp32")
-    store.rebuild(0)
     prepare.cache_clear()
     return tmp_path / "runs"
 
@@ -43,7 +41,7 @@ def shelf(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def prepared(shelf):
+def data(shelf):
     """The tiny world, prepared once for all tests; nobody changes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPMEM_RUNS", str(shelf))

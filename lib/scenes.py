@@ -6,12 +6,18 @@ world is known, so is the truth that photographs lack: how rare each scene is, a
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
-from lib.scenes.pictures import Array, Random, Thing, paint
+Array = np.ndarray
+Random = np.random.Generator
+# The facts of an object, in the order in which people think of them; that it is plain or of medium size, nobody says.
+# The main one, the first: {"shape": "star", "colour": "red", "ground": "sea", "texture": "dotted", "size": "big"}.
+# A companion: {"shape": "ring", "colour": "blue", "relation": "left"}.
+Thing = dict[str, str]
 
 USUAL = {  # the shapes from common to rare, with two usual colours and the usual ground of each
     "circle": "red blue sand", "square": "blue green wood", "star": "yellow white night", "heart": "red pink sky",
@@ -234,3 +240,195 @@ def _pair(main: str, other: str, relation: str, stated: bool, rng: Random) -> st
         link = _pick("and/with" if relation in ("on", "inside") else "and/with/near/next to/beside/close to", rng)
         other_first = rng.random() >= 0.6
     return _join(other, link, main) if other_first else _join(main, link, other)
+
+
+# --- painting: every pixel is a function of its place (x, y), so no size is special. A shape is a signed distance:
+# how far a point lies outside (positive) or inside (negative) of it (https://iquilezles.org/articles/distfunctions2d/)
+
+RGB = {
+    "red": (215, 30, 38), "blue": (35, 85, 225), "yellow": (252, 218, 40), "green": (30, 150, 50),
+    "white": (246, 246, 246), "black": (26, 26, 28), "orange": (252, 130, 15), "pink": (255, 145, 195),
+    "purple": (130, 45, 175), "brown": (122, 70, 30),
+}  # fmt: skip
+DARK, LIGHT = np.array([22.0, 22.0, 30.0]), np.array([238.0, 238.0, 232.0])
+OUTLINE = 0.014  # half its width, as a share of the picture: about one pixel at 32
+RADII = {"small": (0.15, 0.18), "medium": (0.20, 0.23), "big": (0.27, 0.32), "companion": (0.135, 0.165)}
+TOWARDS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), "on": (0, -1), "inside": (0, 0)}
+GROUND_COLOURS = {  # two colours that the pattern mixes, and what lies over them: clouds, crests, stars, joints, gaps
+    "grass": ((62, 120, 48), (150, 200, 88)), "sky": ((105, 170, 240), (190, 222, 250), (250, 250, 252)),
+    "sand": ((208, 172, 112), (240, 212, 158)), "sea": ((22, 128, 150), (12, 84, 118), (150, 225, 225)),
+    "snow": ((196, 210, 232), (244, 247, 252)), "night": ((14, 16, 48), (44, 40, 92), (235, 235, 210)),
+    "wall": ((150, 82, 66), (188, 112, 88), (205, 196, 186)), "wood": ((146, 100, 58), (200, 152, 100), (84, 54, 30)),
+}  # fmt: skip
+
+
+def paint(scene: list[Thing], pixels: int, rng: Random) -> Array:
+    """Return a picture of the scene, uint8 [3, pixels, pixels]: such as a red star on grass, left of it a blue ring."""
+    at = (np.arange(pixels) + 0.5) / pixels  # float64: what two machines round differently stays below a pixel's 8 bits
+    x, y = np.meshgrid(at, at)
+    places, ground = _arrange(scene, rng), scene[0]["ground"]
+    picture, outline = _ground(ground, x, y, rng), LIGHT if ground == "night" else DARK
+    for thing, (x0, y0, radius, tilt) in zip(scene, places, strict=True):
+        reach = 1.45 * radius  # only the pixels around the thing are computed
+        here = tuple(slice(max(0, int((c - reach) * pixels)), int((c + reach) * pixels) + 1) for c in (y0, x0))
+        u, v = (x[here] - x0) / radius, (y[here] - y0) / radius
+        u, v = u * np.cos(tilt) + v * np.sin(tilt), v * np.cos(tilt) - u * np.sin(tilt)
+        distance = DISTANCES[thing["shape"]](u, v) * radius
+        shaded = _blend(picture[here], outline, 0.35 * np.exp(-np.maximum(distance, 0) / 0.02))  # soft shadow
+        outlined = _blend(shaded, outline, 0.5 - (distance - OUTLINE) * pixels)  # the share of a pixel that is inside
+        surface = _surface(thing, u, v, radius, pixels, rng)
+        picture[here] = _blend(outlined, surface, 0.5 - (distance + OUTLINE) * pixels)
+    glow, angle, slope = rng.uniform(0.86, 1.08), rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.22)
+    light = glow + slope * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
+    return np.clip(picture * light[..., None], 0, 255).astype(np.uint8).transpose(2, 0, 1)
+
+
+def _arrange(scene: list[Thing], rng: Random) -> Array:
+    """Return where things are: x, y, radius, tilt [K, 4]; shares of the picture, y downwards, tilt in radians."""
+    low, high = np.array([RADII["companion" if k else thing.get("size", "medium")] for k, thing in enumerate(scene)]).T
+    radius, tilt, centre = rng.uniform(low, high), rng.uniform(-0.16, 0.16, len(scene)), np.zeros((2, len(scene)))
+    for k, thing in enumerate(scene[1:], start=1):
+        apart, slip = radius[0] + radius[k] + rng.uniform(0, 0.03), rng.uniform(-0.3, 0.3) * radius[0]
+        if thing["relation"] == "on":
+            apart, slip, tilt[0], tilt[k] = 0.82 * (radius[0] + radius[k]), 0.0, 0.0, 0.0
+        if thing["relation"] == "inside":
+            radius[k] = 0.42 * radius[0]
+        towards = np.array(TOWARDS[thing["relation"]])
+        centre[:, k] = towards * apart + abs(towards[::-1]) * slip
+    for at in centre:  # x, then y: the group is moved to a place where it fits
+        start, end = (at - radius).min(), (at + radius).max()
+        at += rng.uniform(0.02, 0.98 - (end - start)) - start if end - start < 0.96 else 0.5 - (start + end) / 2
+    return np.stack([*centre, radius, tilt], axis=1)
+
+
+def _blend(below: Array, above: Array, share: Array) -> Array:
+    """Return the colours [H, W, 3] of `below`, covered by `above` where `share` [H, W] is 1 (or more)."""
+    return below + (above - below) * np.clip(share, 0, 1)[..., None]
+
+
+def _surface(thing: Thing, u: Array, v: Array, radius: float, pixels: int, rng: Random) -> Array:
+    """Return the colours on a thing: its own, and a second tone for its pattern (or a door, or a flower's middle)."""
+    look, texture, pale = rng.random(6), thing.get("texture"), thing["colour"] in ("white", "yellow")
+    first = np.clip(np.array(RGB[thing["colour"]]) + 22 * (look[:3] - 0.5), 0, 255)
+    second = first + ((DARK if pale else LIGHT) - first) * 0.72
+    period, turn = 0.135 + 0.03 * look[3], np.pi * look[4]
+    if texture == "checked":
+        turn, period = 0.0, 1.3 * period
+    a = 2 * np.pi * radius / period * (u * np.cos(turn) + v * np.sin(turn)) + 6 * look[5]
+    b = 2 * np.pi * radius / period * (v * np.cos(turn) - u * np.sin(turn))
+    waves = {"striped": np.sin(a), "checked": 2 * np.sin(a) * np.sin(b), "dotted": 1.2 * (np.cos(a) + np.cos(b) - 0.75)}
+    colour = np.broadcast_to(first, (*u.shape, 3))
+    if texture:
+        colour = _blend(colour, second, 0.5 + waves[texture] * period / (2 * np.pi) * pixels)
+    if mark := MARKS.get(thing["shape"]):
+        colour = _blend(colour, DARK if texture else second, 0.5 - mark(u, v) * radius * pixels)
+    return colour
+
+
+def _polygon(u: Array, v: Array, *corners: tuple[float, float]) -> Array:
+    """Return the distance to the nearest edge, negative where a ray from the point crosses an odd number of edges."""
+    start = np.array(corners).T[:, :, None, None]
+    edge, way = np.roll(start, -1, axis=1) - start, np.stack([u, v])[:, None] - start  # [2, corners, H, W]
+    (eu, ev), (wu, wv) = edge, way
+    along = np.clip((way * edge).sum(axis=0) / (edge**2).sum(axis=0), 0, 1)
+    nearest = np.sqrt(((way - edge * along) ** 2).sum(axis=0).min(axis=0))
+    crossed = ((wv >= 0) != (wv - ev >= 0)) & ((eu * wv > ev * wu) == (ev > 0))
+    return np.where(crossed.sum(axis=0) % 2 == 1, -nearest, nearest)
+
+
+def _box(u: Array, v: Array, width: float, height: float) -> Array:
+    """Return the distance to a rectangle of the given half width and half height."""
+    du, dv = np.abs(u) - width, np.abs(v) - height
+    return np.hypot(np.maximum(du, 0), np.maximum(dv, 0)) + np.minimum(np.maximum(du, dv), 0)
+
+
+def _heart(u: Array, v: Array) -> Array:
+    """Return the distance to a heart: two round lobes over a tip."""
+    p, q = np.abs(u) / 1.6, (0.88 - v) / 1.6
+    lobes = np.hypot(p - 0.25, q - 0.75) - 0.3536
+    low = np.maximum(p + q, 0) / 2
+    tip = np.sqrt(np.minimum(p**2 + (q - 1) ** 2, (p - low) ** 2 + (q - low) ** 2)) * np.sign(p - q)
+    return 1.6 * np.where(p + q > 1, lobes, tip)
+
+
+def _flower(u: Array, v: Array) -> Array:
+    """Return the distance to five round petals: the plane is folded onto one of them."""
+    fold, rho = 2 * np.pi / 5, np.hypot(u, v)
+    angle = (np.arctan2(u, -v) + fold / 2) % fold - fold / 2
+    return np.minimum(np.hypot(rho * np.sin(angle), rho * np.cos(angle) - 0.6) - 0.4, rho - 0.5)
+
+
+STAR = [(r * np.sin(k * np.pi / 5), -r * np.cos(k * np.pi / 5)) for k, r in enumerate([1.12, 0.5] * 5)]
+HOUSE = ((0, -1), (1.05, -0.1), (0.75, -0.1), (0.75, 0.85), (-0.75, 0.85), (-0.75, -0.1), (-1.05, -0.1))
+ARROW = ((1.08, 0), (0.12, -0.88), (0.12, -0.36), (-1, -0.36), (-1, 0.36), (0.12, 0.36), (0.12, 0.88))
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {  # signed distances of points (u, v), in units of the radius
+    "circle": lambda u, v: np.hypot(u, v) - 0.92,
+    "square": lambda u, v: _box(u, v, 0.82, 0.82),
+    "star": lambda u, v: _polygon(u, v, *STAR),
+    "heart": _heart,
+    "triangle": lambda u, v: _polygon(u, v, (0, -0.95), (1, 0.78), (-1, 0.78)),
+    "house": lambda u, v: _polygon(u, v, *HOUSE),
+    "flower": _flower,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.76) - 0.22,
+    "moon": lambda u, v: np.maximum(np.hypot(u, v) - 1, 0.82 - np.hypot(u - 0.5, v + 0.2)),
+    "diamond": lambda u, v: _polygon(u, v, (0, -1.08), (0.72, 0), (0, 1.08), (-0.72, 0)),
+    "arrow": lambda u, v: _polygon(u, v, *ARROW),
+    "cross": lambda u, v: np.minimum(_box(u, v, 0.98, 0.34), _box(u, v, 0.34, 0.98)),
+}
+MARKS = {"house": lambda u, v: _box(u, v - 0.55, 0.2, 0.32), "flower": lambda u, v: np.hypot(u, v) - 0.3}
+
+
+def _ground(name: str, x: Array, y: Array, rng: Random) -> Array:
+    """Return the pixels [H, W, 3] of a ground; its colours are a little different in each scene."""
+    share, *covers = _pattern(name, x, y, rng)
+    low, high, *tops = np.array(GROUND_COLOURS[name], float)
+    colours = low + rng.uniform(-11, 11, 3) + (high - low) * np.clip(share, 0, 1)[..., None]
+    for top, cover in zip(tops, covers, strict=True):
+        colours = _blend(colours, top, cover)
+    return colours
+
+
+def _noise(x: Array, y: Array, fx: float, fy: float, rng: Random) -> Array:
+    """Return smooth random patches [H, W] between about -1 and 1, with about fx and fy of them across."""
+    a, b, c = rng.random((3, 5, 1))
+    across = np.exp(2j * np.pi * fx * (0.4 + 0.8 * a) * x[0])
+    down = np.exp(2j * np.pi * (fy * (1.6 * b - 0.8) * y[:, 0] + c))
+    return (down.T @ across).real / 2.5  # the sum of five waves, cos(2 pi (.. x + .. y + c))
+
+
+def _pattern(ground: str, x: Array, y: Array, rng: Random) -> list[Array]:
+    """Return the share [H, W] of the ground's second colour and, where it has a third one, the share of that.
+
+    Shares below 0 and above 1 count as 0 and 1.
+    """
+    match ground:
+        case "grass":
+            return [0.5 + (0.4 * _noise(x, y, 13, 4, rng) + 0.15 * _noise(x, y, 3, 3, rng))]
+        case "snow":
+            return [0.65 + 0.45 * _noise(x, y, 2.5, 4, rng) + 0.12 * _noise(x, y, 14, 14, rng)]
+        case "sky":
+            return [y, 0.85 * np.clip(_noise(x, y, 2.2, 4, rng) * 1.6 - 0.35, 0, 1)]
+        case "sand":
+            bend, turn, count = *rng.random(2), rng.uniform(3.5, 5.5)
+            ripples = np.sin(2 * np.pi * (count * y + 0.5 * np.sin(2 * np.pi * (x + turn)) + 0.8 * bend * x))
+            return [0.5 + 0.3 * ripples + 0.3 * _noise(x, y, 12, 12, rng)]
+        case "sea":
+            count, swell, turn = rng.uniform(4.5, 6.5), rng.uniform(2.5, 4), rng.random()
+            waves = np.sin(2 * np.pi * (count * y + 0.16 * np.sin(2 * np.pi * (swell * x + turn)) + turn))
+            return [y, np.clip(waves, 0, 1) ** 4]
+        case "night":
+            stars = rng.random((14, 3, 1, 1))
+            near = np.exp(-((x - stars[:, 0]) ** 2 + (y - stars[:, 1]) ** 2) / 0.00022) * (0.35 + 0.65 * stars[:, 2])
+            return [y, near.max(axis=0)]
+        case "wall":
+            rows, turns = rng.uniform(5.5, 7), rng.random(3)
+            row, up = np.floor(rows * y + turns[0]), (rows * y + turns[0]) % 1
+            along = 0.5 * rows * x + 0.5 * (row % 2) + turns[1]
+            joint = np.minimum(np.minimum(along % 1, 1 - along % 1) * 2, np.minimum(up, 1 - up))
+            tone = np.sin(12.9 * np.floor(along) + 78.2 * row + 6 * turns[2]) * 0.5 + 0.5
+            return [tone, 1.6 - 10 * joint]
+        case _:  # wood
+            planks, turn = rng.uniform(3.5, 5), rng.random()
+            plank, edge = np.floor(planks * x + turn), np.abs((planks * x + turn) % 1 - 0.5)
+            share = 0.5 + 0.25 * np.sin(7.7 * plank + 6 * turn) + 0.3 * _noise(x + 0.3 * plank, y, 16, 2, rng)
+            return [share, 14 * edge - 6.2]

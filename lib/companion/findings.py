@@ -1,0 +1,162 @@
+"""The claims and their tests, what a notebook found, and what is published in figures/."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib import store
+from lib.stats import Estimate, verdict
+
+NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
+NUMBERS = ("value", "low", "high", "p", "smallest_detectable")
+OF_OUR_CLAIMS = {"reproduced": "supported", "contradicted": "not supported"}  # a claim that the paper does not make
+# Names in tables that were published before they were renamed; read_table() maps them.
+OBJECTIVES = {"label": "supervised", "caption": "CLIP", "view": "self-supervised"}
+COLUMNS = {"paradigm": "objective", "inside": "in", "outside": "out", "sure": "significant"}
+COLUMNS |= {"detectable": "smallest_detectable"} | {f"{old}_rank": f"{new}_rank" for old, new in OBJECTIVES.items()}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim and what came of it. `finding`: the paper's finding and a letter for the claim, such as "2a"."""
+
+    finding: str
+    claim: str
+    verdict: str
+    statistic: str
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    smallest_detectable: float | None
+    seeds: int
+    dataset: str
+    scale: str
+    notebook: str
+    commit: str
+    reason: str  # why the claim is not testable, else ""
+    runs: str  # digest of the names of all models behind the notebook
+    claims_commit: str  # the one that last changed the claims
+
+
+@cache
+def claims() -> dict[str, dict[str, str]]:
+    """Return claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0), paper ("": our own)
+    and, where it is no longer tested, why it was withdrawn."""
+    return json.loads(Path(__file__).with_name("claims.json").read_text(encoding="utf-8"))
+
+
+def claims_table(notebook_number: str) -> pd.DataFrame:
+    """Return the claims of a notebook, such as "02", as a table to show: what is claimed, and when it is reproduced."""
+    number = notebook_number.lstrip("0")
+    rows = {name: one for name, one in claims().items() if name.startswith(number) and "withdrawn" not in one}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["claim", "test", "paper"]).replace("", "—")
+    return table.rename(columns={"test": "holds when", "paper": "the paper"})
+
+
+def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: str = "", detail: str = "") -> Finding:
+    """Return what came of a claim, decided by `stats.verdict`; at scale smoke nothing is decided.
+
+    `about`: the provenance of a notebook. `gate`: why the claim cannot be tested here, "" where it can. `detail`: what
+    the notebook chose, such as the best baseline; it follows the statistic, in parentheses.
+    """
+    entry = claims()[claim_id]
+    outcome, reason = ("not testable", gate) if gate else verdict(estimate, entry["side"])
+    outcome = outcome if entry["paper"] else OF_OUR_CLAIMS.get(outcome, outcome)
+    outcome, reason = (NOT_JUDGED, "") if about["scale"] == "smoke" else (outcome, reason)
+    rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
+    for name in NUMBERS:  # six digits are enough to read and to compare; null for what is not finite
+        number = getattr(estimate, name)
+        rest[name] = float(f"{number:.6g}") if math.isfinite(number) else None
+    rest |= {"seeds": int(estimate.seeds), "dataset": about["name"], "claim": entry["claim"]}
+    statistic = entry["statistic"] + f" ({detail})" * bool(detail)
+    return Finding(finding=claim_id, verdict=outcome, reason=reason, statistic=statistic, **rest)
+
+
+def short_name(dataset: str) -> str:
+    """Return the short name of a data set: of a path its stem, of a name on the Hub its last part."""
+    name = dataset.rstrip("/").split("/")[-1].removesuffix(".parquet")
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "data"
+
+
+def slug(dataset: str) -> str:
+    """Return a name for folders that no other data set has: for a path or a name on the Hub with six hex digits."""
+    name = short_name(dataset)
+    whole = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
+    return name if name == dataset else f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+
+
+def results_folder(dataset: str, scale: str) -> Path:
+    """Return where the results of a run are: figures, their tables, and `<notebook>.json` of each notebook."""
+    return store.root() / "results" / f"{slug(dataset)}-{scale}"
+
+
+def reference_folder(dataset: str, scale: str) -> Path:
+    """Return where the reference is. Only `--publish` writes there."""
+    return store.ROOT / "figures" / f"{short_name(dataset)}-{scale}"
+
+
+def record(found: Sequence[Finding], figures: Sequence[str], about: Mapping[str, Any]) -> Path:
+    """Write the results file of a notebook, its last act, and return its path. It carries the environment variable
+    CLIPMEM_RUN_ID, by which run_all.sh knows its own run."""
+    path = store.root() / "results" / f"{about['dataset']}-{about['scale']}" / f"{about['notebook']}.json"
+    results = {"run_id": os.environ.get("CLIPMEM_RUN_ID", ""), "about": dict(about), "figures": list(figures)}
+    store.write_json(path, results | {"findings": [asdict(one) for one in found]})
+    return path
+
+
+def read_reference(folder: Path) -> pd.DataFrame:
+    """Return the published findings of a folder of figures/, with Finding's fields, and the name of their `set`."""
+    rows = pd.DataFrame(json.loads((folder / "findings.json").read_text(encoding="utf-8"))).rename(columns=COLUMNS)
+    own = rows["finding"].map(lambda name: not claims()[name]["paper"])
+    rows["verdict"] = rows["verdict"].mask(own, rows["verdict"].replace(OF_OUR_CLAIMS))
+    return rows.astype(dict.fromkeys(NUMBERS, float)).assign(set=folder.name)
+
+
+def all_references() -> pd.DataFrame:
+    """Return all published findings, one row each."""
+    tables = [read_reference(path.parent) for path in sorted(store.ROOT.glob("figures/*/findings.json"))]
+    return pd.concat(tables, ignore_index=True).sort_values(["finding", "set"], ignore_index=True)
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """Return the published table behind a figure, such as "02_wrong_captions", in today's names."""
+    table = pd.read_csv(folder / f"{name}.csv")
+    if name == "01_which_pairs":
+        table = table.rename(columns=OBJECTIVES)
+    for column in {"paradigm", "first", "second"} & set(table):
+        table[column] = table[column].replace(OBJECTIVES)
+    for column in {"condition", "name"} & set(table):
+        table[column] = table[column].replace({"words dropped": "tokens dropped"})
+    return table.rename(columns=COLUMNS)
+
+
+def paper(name: str) -> pd.DataFrame:
+    """Return a table of the paper's own numbers, figures/paper.json: unitmem, captions, noise or removed."""
+    entry = json.loads((store.ROOT / "figures" / "paper.json").read_text(encoding="utf-8"))[name]
+    return pd.DataFrame(entry["columns"], index=pd.Index(entry["rows"], name=entry["index"]))
+
+
+def git(*words: str) -> str:
+    """Return what git says about the project, "unknown" where it says nothing or is not there."""
+    try:
+        command = ["git", "-C", str(store.ROOT), *words]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip() or "unknown"
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def commit() -> str:
+    """Return the project's commit, 10 hex digits, with '+' where lib or notebooks differ; 'unknown' without git."""
+    changed = git("status", "--porcelain", "--", "lib", "notebooks") != "unknown"
+    return git("rev-parse", "--short=10", "HEAD") + "+" * changed
