@@ -229,12 +229,17 @@ def square(image: Image.Image, pixels: int) -> np.ndarray:
 
 
 def stream(
-    source: Source, make: Callable[[Image.Image], Any], tally: Tally, only: Collection[int] | None = None
+    source: Source,
+    make: Callable[[Image.Image], Any],
+    tally: Tally,
+    only: Collection[int] | None = None,
+    what: str = "reading",
 ) -> Iterator[Row]:
     """Yield the usable rows, or `only` those with some numbers, decoded on all cores; `make` turns each picture into
-    what is kept. What was read and skipped is counted in `tally`. Raise DataError where reading breaks off."""
+    what is kept. What was read and skipped is counted in `tally`; `what` names the progress bar. Raise DataError where
+    reading breaks off."""
     columns = dict.fromkeys([source.image, *source.captions, *filter(None, [source.label])])
-    bar = tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2)
+    bar = tqdm(desc=what, unit=" rows", file=sys.stdout, leave=False, delay=2)
     with ThreadPoolExecutor() as pool, bar:
         for batch in _batches(source, list(columns)):
             wanted = {n: row for n, row in enumerate(batch, tally.rows) if only is None or n in only}

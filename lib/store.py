@@ -67,7 +67,7 @@ def finished(kind: str, key: str) -> bool:
         except (ValueError, AttributeError, OSError):  # no JSON, no object, a file that is gone
             wrong = [DONE]
         if wrong:
-            warnings.warn(f"{folder}: {', '.join(wrong)} missing or changed. It is made again.", stacklevel=2)
+            warnings.warn(f"{folder}: {', '.join(wrong)} missing or changed. It is made again.", stacklevel=1)
         else:
             _sound.add(folder)
     return folder in _sound

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, fp32, no network, runs in a temporary folder, and a small world of scenes."""
+"""Shared by all tests: one thread, fp32, no network, a temporary store, and a small world of scenes."""
 
 import os
 import shutil
@@ -50,8 +50,7 @@ def data(shelf):
 
 @pytest.fixture
 def trained(own_store, shelf, monkeypatch):
-    """Share one store between all tests that only read runs: what one of them trains, the others find. Return the
-    recipe to vary."""
+    """Share one store between all tests that only read runs; return the recipe to vary."""
     monkeypatch.setenv("CLIPMEM_RUNS", str(shelf))
     return BRIEF
 

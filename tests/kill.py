@@ -2,12 +2,10 @@
 
     python tests/kill.py [COUNT] [SEED]     25 kills if not given; about half an hour on two cores
 
-Each time a new store is begun, the run, or only its kernel, is killed at a random moment from its start to the last
-page that it publishes, and the same command is given until it ends well. It happens in a copy of the project in which
-scale smoke may be published, so that publishing is killed, too.
+Each time, a run in a new store, or only its kernel, is killed at a random moment between its start and the last page
+that it publishes, and the same command is given until it ends well. In this copy of the project scale smoke may be
+published, so that publishing is killed, too.
 """
-
-from __future__ import annotations
 
 import os
 import random
@@ -16,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +24,8 @@ import psutil
 from conftest import copy_project
 
 COMMAND = ("smoke", "--only", "02", "--seeds", "3", "--publish")
-KERNEL = "the kernel alone by SIGKILL"
+PATCHES = {"publish.py": ('if scale == "smoke":', "if False:"), "findings.py": ('= "not judged"', '= "inconclusive"')}
+KERNEL = "only the kernel by SIGKILL"
 HOW = {"all by SIGKILL": signal.SIGKILL, "by SIGTERM": signal.SIGTERM, "by Ctrl-C": signal.SIGINT, KERNEL: None}
 CONTINUED = 3  # how often at most the command is given again; once is enough where nothing else fails
 
@@ -33,12 +33,10 @@ CONTINUED = 3  # how often at most the command is given again; once is enough wh
 def copied(folder: Path) -> Path:
     """Return a copy of the project, under git, which would publish smoke."""
     copy_project(folder)
-    rules = folder / "lib" / "findings.py"
-    text = rules.read_text()
-    for old, new in {'if scale == "smoke":': "if False:", '= "not judged"': '= "inconclusive"'}.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    rules.write_text(text)
+    for name, (old, new) in PATCHES.items():
+        path = folder / "lib" / "companion" / name
+        assert path.read_text().count(old) == 1, old
+        path.write_text(path.read_text().replace(old, new))
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
@@ -48,15 +46,10 @@ def copied(folder: Path) -> Path:
 def start(project: Path, log: Path) -> subprocess.Popen[bytes]:
     """Start the run in a process group of its own, as a shell with job control would."""
     environ = {**os.environ, "VIRTUAL_ENV": sys.prefix, "CLIPMEM_RUNS": str(project / "runs"), "PYTHONPATH": ""}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # it is ignored in the background of a shell
     with log.open("ab") as output:
-        return subprocess.Popen(
-            ["bash", str(project / "run_all.sh"), *COMMAND],
-            env=environ,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
-        )
+        about: dict = {"env": environ, "stdout": output, "stderr": output, "start_new_session": True}
+        return subprocess.Popen(["bash", str(project / "run_all.sh"), *COMMAND], preexec_fn=heed, **about)
 
 
 def tables(project: Path) -> dict[str, bytes]:
@@ -78,28 +71,23 @@ def kill(process: subprocess.Popen[bytes], how: str) -> None:
         for one in psutil.Process(process.pid).children(recursive=True):
             if "ipykernel" in " ".join(one.cmdline()):
                 one.kill()
-    elif HOW[how] == signal.SIGKILL:
-        os.killpg(process.pid, signal.SIGKILL)
-    elif how == "by Ctrl-C":
-        os.killpg(process.pid, signal.SIGINT)
-    else:
+    elif how == "by SIGTERM":
         os.kill(process.pid, HOW[how])
+    else:  # the whole group, as a terminal does
+        os.killpg(process.pid, HOW[how])
     process.wait(timeout=120)
 
 
-def survives(project: Path, log: Path, moments: list[tuple[float, str]]) -> str:
-    """Kill at the given moments, in seconds after each start; continue to the end. Return what was seen."""
+def survives(project: Path, log: Path, moment: float, how: str) -> str:
+    """Kill a run after some seconds and continue to the end; return what went wrong, else ""."""
     fresh(project)
-    for moment, how in moments:
-        process = start(project, log)
-        try:
-            process.wait(timeout=moment)
-        except subprocess.TimeoutExpired:
-            kill(process, how)
-    for _ in range(CONTINUED):
-        if start(project, log).wait() == 0:
-            return ""
-    return f"did not end well after {CONTINUED} more calls"
+    process = start(project, log)
+    try:
+        process.wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+        kill(process, how)
+    ended = any(start(project, log).wait() == 0 for _ in range(CONTINUED))
+    return "" if ended else f"did not end well after {CONTINUED} more calls"
 
 
 def main(count: int = 25, seed: int = 0) -> int:
@@ -113,8 +101,7 @@ def main(count: int = 25, seed: int = 0) -> int:
         print(f"uninterrupted: {duration:.0f} seconds, {len(expected)} tables", flush=True)
         for number in range(count):
             moment, how = rng.uniform(0, duration), rng.choice([*HOW])
-            said = survives(project, log, [(moment, how)])
-            found = tables(project)
+            said, found = survives(project, log, moment, how), tables(project)
             said = said or ", ".join(name for name in expected if found.get(name) != expected[name])
             wrong += bool(said)
             print(f"{number + 1:>3}  after {moment:5.1f} s, {how:<28} {said or 'equal'}", flush=True)

@@ -11,14 +11,14 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from lib import findings
+from lib.companion import findings
 
 FOLDERS = sorted(path.parent for path in ROOT.glob("figures/*-*/findings.json"))
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
 def table(folder, name):
-    return pd.read_csv(folder / f"{name}.csv")
+    return findings.read_table(folder, name)
 
 
 def over_seeds(rows, statistic):
@@ -33,7 +33,7 @@ def unitmem(layer, first, second):
     def value(folder):
         rows = table(folder, "01_layers").query("score == 'unitmem'")
         chosen = rows["layer"].min() if layer == "first" else rows["layer"].max()
-        level = rows[rows["layer"] == chosen].set_index("paradigm")["value"]
+        level = rows[rows["layer"] == chosen].set_index("objective")["value"]
         return level[first] - level[second]
 
     return value
@@ -44,15 +44,15 @@ def matched(folder):
     rows, gaps = table(folder, "01_along_training"), []
     value = next(name for name in rows if name.startswith("unitmem"))
     for _, one in rows.groupby("seed"):
-        level, found = one.groupby("paradigm")["probe"].max().min(), {}
-        for name, curve in one.sort_values("epoch").groupby("paradigm"):
+        level, found = one.groupby("objective")["probe"].max().min(), {}
+        for name, curve in one.sort_values("epoch").groupby("objective"):
             probe, units = curve["probe"].to_numpy(), curve[value].to_numpy()
             after = int(np.argmax(probe >= level))
             before = max(after - 1, 0)
             share = 0 if after == 0 else (level - probe[:after].max()) / (probe[after] - probe[:after].max())
             before = int(np.argmax(probe[:after])) if after else before
             found[name] = units[before] + share * (units[after] - units[before]) if after else units[0]
-        gaps.append(found["caption"] - found["view"])
+        gaps.append(found["CLIP"] - found["self-supervised"])
     return np.mean(gaps)
 
 
@@ -67,7 +67,7 @@ def percentile(kind, first, second):
 
 def between(folder):
     rows = table(folder, "01_which_pairs")
-    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in ("label", "caption", "view")}
+    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in findings.OBJECTIVES.values()}
 
     def across(a, b):
         seeds = list(wide[a])
@@ -76,7 +76,8 @@ def between(folder):
     def corrected(a, b):
         return across(a, b) / (across(a, a) * across(b, b)) ** 0.5
 
-    return min(corrected("caption", "label"), corrected("caption", "view")) - corrected("label", "view")
+    ends = ("supervised", "self-supervised")
+    return min(corrected("CLIP", end) for end in ends) - corrected(*ends)
 
 
 # --- finding 2 ---
@@ -169,7 +170,7 @@ def displaced(folder):
     falls = {
         name: (rows.loc["CLIP", "value"] - rows.loc[name, "value"]) * moved.min() / moved[name] for name in moved.index
     }
-    return falls["words dropped"] - falls["image augmented"]
+    return falls["tokens dropped"] - falls["image augmented"]
 
 
 def over_early_stopping(folder):
@@ -249,12 +250,12 @@ def once(folder):
 
 
 HEADLINES = {
-    "1a": unitmem("last", "label", "caption"),
-    "1b": unitmem("last", "caption", "view"),
-    "1c": unitmem("first", "view", "caption"),
+    "1a": unitmem("last", "supervised", "CLIP"),
+    "1b": unitmem("last", "CLIP", "self-supervised"),
+    "1c": unitmem("first", "self-supervised", "CLIP"),
     "1d": matched,
-    "1e": percentile("swapped", "caption", "view"),
-    "1f": percentile("inverted", "caption", "label"),
+    "1e": percentile("swapped", "CLIP", "self-supervised"),
+    "1f": percentile("inverted", "CLIP", "supervised"),
     "1g": between,
     "2a": difference("swapped"),
     "2b": over_baselines("trained on the pair"),

@@ -21,7 +21,7 @@ COLOURS |= {"clean": SKY, "partly_swapped": ORANGE, "inverted": GREEN, "swapped"
 OBJECTIVES = {"supervised": GREEN, "CLIP": "black", "self-supervised": BLUE}
 MARKERS = {"supervised": "s", "CLIP": "o", "self-supervised": "^"}  # so that they can be told apart in grey
 ENCODERS = {"both": "black", "text": RED, "image": BLUE}
-MARKERS |= {"text": "s", "image": "^", "other captions": "D", "range-normalised": "D"}
+MARKERS |= {"text": "s", "image": "^", "SigLIP": "s", "other captions": "D", "range-normalised": "D"}
 NAMED = {"both": "both encoders", "text": "text encoder alone", "image": "image encoder alone"}
 FAMILIES = {"CLIP": "black", "captions": RED, "noise": BLUE, "augmented": GREEN, "epochs": NOISE, "removed": PINK}
 NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain"}
@@ -73,7 +73,8 @@ def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colo
 def headline(figure: Figure, sentence: str, bars: str = "95 % intervals over seeds and pairs") -> None:
     """Write above a figure what to see; below it stands what the bars mean, before `footer` adds the source."""
     width = int(9.5 * figure.get_figwidth())  # characters of this size
-    figure.suptitle(textwrap.fill(sentence, width), x=0.01, ha="left", fontsize=13, weight="bold", parse_math=False)
+    sentence = textwrap.fill(sentence, width, break_on_hyphens=False)  # the alternative text joins the lines
+    figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold", parse_math=False)
     figure.supxlabel(f"Bars: {bars}." if bars else " ", **SMALL)
 
 

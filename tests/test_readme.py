@@ -1,0 +1,122 @@
+"""README's first screen: each number in it follows from the published tables, and each row says what its claims say."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from lib import stats
+from lib.companion import findings
+
+SCENES, DEEP, FLICKR, COCO = (
+    ROOT / "figures" / name for name in ("scenes-laptop", "scenes-deep", "flickr8k-laptop", "coco12k-laptop")
+)
+REFERENCE = findings.all_references().set_index(["finding", "set"])["verdict"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def unitmem(folder):
+    """Return UnitMem of the last layer: supervised, CLIP, self-supervised."""
+    rows = findings.read_table(folder, "01_layers").query("score == 'unitmem'")
+    return (
+        rows[rows["layer"] == rows["layer"].max()]
+        .set_index("objective")["value"][["supervised", "CLIP", "self-supervised"]]
+        .tolist()
+    )
+
+
+def clipmem(folder):
+    """Return mean CLIPMem of the pool by corruption."""
+    return (
+        findings.read_table(folder, "02_wrong_captions")
+        .query("subset == 'pool'")
+        .groupby("corruption")["clipmem"]
+        .mean()
+    )
+
+
+def encoders(folder):
+    rows = findings.read_table(folder, "03_swap").query("subset == 'pool' and corruption == 'all kinds'")
+    return rows.set_index("encoder")["value"][["both", "text", "image"]].tolist()
+
+
+def five_captions(folder):
+    return findings.read_table(folder, "04_captions").set_index("name")["m"][["CLIP", "5 captions"]].tolist()
+
+
+def noise(folder):
+    rows = findings.read_table(folder, "04_range").set_index(["name", "score"])["value"]
+    return [rows["text noise 0.5", "range-normalised"]]
+
+
+def auc(name):
+    rows = findings.read_table(SCENES, "02_detection").query("model == 'trained on the pair'")
+    return rows.set_index("name")["value"][name]
+
+
+def numbers():
+    """Return the numbers of each row, and of the paragraph "Beyond the paper" (0), in their order."""
+    deep, coco, scenes, flickr = unitmem(DEEP), unitmem(COCO), clipmem(SCENES), clipmem(FLICKR)
+    return {
+        "1": [*deep, *coco, deep[0] - deep[1], coco[0] - coco[1]],
+        "2": [*(of[c] for c in ("swapped", "clean") for of in [scenes]), flickr["swapped"], flickr["clean"],
+              scenes["inverted"], flickr["inverted"]],
+        "3": [*encoders(SCENES), *encoders(FLICKR)],
+        "4": [*five_captions(SCENES), *five_captions(FLICKR), *noise(SCENES), *noise(FLICKR)],
+        "0": [auc("early loss"), auc("CLIPMem")],
+    }  # fmt: skip
+
+
+def said(row):
+    """Return the text of a row's last cell, or of the paragraph."""
+    if row == "0":
+        return README.split("*Beyond the paper:*")[1].split("\n\n")[0]
+    return next(line for line in README.splitlines() if line.startswith(f"| [**{row}**]")).split("|")[3]
+
+
+@pytest.mark.parametrize("row", "12340")
+def test_the_numbers_of_the_first_screen_follow_from_the_tables(row):
+    found = re.findall(r"(?<![\w.])\.(\d+)|(\d+) %", said(row))
+    expected = numbers()[row]
+    assert len(found) == len(expected)
+    for (decimals, percent), value in zip(found, expected, strict=True):
+        assert (f"{value:.{len(decimals)}f}" == f"0.{decimals}") if decimals else f"{value:.0%}" == f"{percent}%"
+
+
+@pytest.mark.parametrize("row", "1234")
+def test_a_row_is_yes_where_every_claim_of_the_paper_is_reproduced_on_all_sets(row):
+    of_paper = [name for name, one in findings.claims().items() if name[0] == row and one["paper"]]
+    verdicts = REFERENCE[REFERENCE.index.get_level_values(0).isin(of_paper)]
+    held = verdicts[verdicts != "not testable"] == "reproduced"
+    expected = "● yes" if held.all() else "○ no" if not held.any() else "◐ partly"
+    line = next(line for line in README.splitlines() if line.startswith(f"| [**{row}**]"))
+    assert line.split("|")[2].strip() == expected
+
+
+def test_what_the_rows_say_is_what_their_claims_found():
+    def verdicts(claim, *folders):
+        return {REFERENCE[claim, folder.name] for folder in folders}
+
+    assert verdicts("1a", DEEP, COCO) == {"reproduced"} and verdicts("1a", SCENES) == {"inconclusive"}
+    assert verdicts("1b", DEEP, COCO, SCENES) == {"reproduced"}
+    assert verdicts("1c", DEEP, COCO, SCENES) == {"contradicted"}
+    assert verdicts("1g", DEEP, COCO, SCENES) <= {"inconclusive", "not testable"}
+    assert verdicts("2a", SCENES, FLICKR) == verdicts("2e", SCENES, FLICKR) == {"reproduced"}
+    assert verdicts("2h", SCENES) == {"inconclusive"}
+    assert verdicts("3a", SCENES, FLICKR) == {"reproduced"} and verdicts("3d", SCENES) == {"contradicted"}
+    assert verdicts("3e", SCENES, FLICKR) == {"supported"}
+    assert verdicts("4a", SCENES, FLICKR) == verdicts("4i", SCENES, FLICKR) == {"reproduced"}
+    assert verdicts("4c", FLICKR) == {"reproduced"} and verdicts("4c", SCENES) == {"inconclusive"}
+    assert "reproduced" not in verdicts("4f", SCENES, FLICKR) and verdicts("4g", SCENES, FLICKR) == {"contradicted"}
+    assert verdicts("2b", SCENES) == {"not supported"} and verdicts("6i", SCENES) == {"supported"}
+    assert verdicts("6a", SCENES, FLICKR, COCO) == {"supported"}
+
+
+def test_inverted_images_are_memorized_as_much_on_scenes_and_more_on_photographs():
+    of_scenes, of_photographs = (
+        stats.difference(
+            findings.read_table(folder, "02_wrong_captions").query("subset == 'pool'"), high="inverted", low="swapped"
+        )
+        for folder in (SCENES, FLICKR)
+    )
+    assert of_scenes.low < 0 < of_scenes.high and of_photographs.low > 0
