@@ -227,7 +227,7 @@ def class_shares(labels: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple
     class is known; and the K names. K is 0 for a single class, or where classes only number the images."""
     flat = {one for own in labels for one in own}
     integers = all(type(one) is int for one in flat)
-    kinds = sorted(one for one in flat if one >= 0) if integers else sorted(set(map(str, flat)))
+    kinds: list[Any] = sorted(one for one in flat if one >= 0) if integers else sorted(set(map(str, flat)))
     if not 1 < len(kinds) <= len(labels) / 2:
         return np.zeros((len(labels), 0), np.float32), []
     position, held = {kind: i for i, kind in enumerate(kinds)}, np.zeros((len(labels), len(kinds)), np.float32)

@@ -202,7 +202,7 @@ def rows_to_remove(recipe: Recipe, data: Dataset, f_and_g: Sequence[pd.DataFrame
         score = np.random.default_rng([recipe.seed, 3]).random(len(rows))
         score += (rule == "oracle") * (data.table.loc[rows, "corruption"] == "swapped").to_numpy()
     else:
-        table = memorization(in_out(*f_and_g, data, other_seed(recipe.seed))).set_index("pair_id")
+        table = memorization(in_out(f_and_g[0], f_and_g[1], data, other_seed(recipe.seed))).set_index("pair_id")
         last, first = (table[table["epoch"] == epoch] for epoch in (table["epoch"].max(), table["epoch"].min()))
         column = {
             "clipmem": last["clipmem"],

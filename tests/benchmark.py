@@ -79,11 +79,8 @@ def score_rate(recipe: Recipe, data: Dataset) -> float:
 
 
 def peer(recipe: Recipe, data: Dataset, context: int, precision: str, folder: Path) -> Callable[[], float]:
-    """Return a function that trains one epoch with open_clip_train, as somebody who installed open_clip_torch would,
-    and returns its pairs per second.
-
-    JPEG files of the model's size, the compact vocabulary and a short context are its best case.
-    """
+    """Return a function that trains one epoch with open_clip_train, as somebody who installed open_clip_torch would; it
+    returns its pairs per second. Small JPEG files, the compact vocabulary and a short context are its best case."""
     from open_clip_train.data import get_csv_dataset
     from open_clip_train.distributed import init_distributed_device
     from open_clip_train.params import parse_args
@@ -110,9 +107,8 @@ def peer(recipe: Recipe, data: Dataset, context: int, precision: str, folder: Pa
 
     def rate() -> float:
         begun: list[float] = []  # when each step began; the first two are not counted
-        train_one_epoch(
-            model, loader, ClipLoss(), 0, optimiser, None, lambda _: begun.append(perf_counter()), None, args
-        )
+        schedule = lambda step: begun.append(perf_counter())  # noqa: E731
+        train_one_epoch(model, loader, ClipLoss(), 0, optimiser, None, schedule, None, args)
         return recipe.batch * (len(begun) - 2) / (perf_counter() - begun[2])
 
     return rate
@@ -150,8 +146,8 @@ def main() -> None:
             contestants[f"matrix-product peak, {kind}, GFLOP/s", kind] = matrix_peak
             contestants[f"ours, {kind}, {at_once}", kind] = partial(ours, train_rate)
             for context in CONTEXTS:
-                theirs = f"open_clip_train, {kind}, {context} tokens, pairs/s"
-                contestants[theirs, kind] = peer(recipe, data, context, kind, Path(folder))
+                row = f"open_clip_train, {kind}, {context} tokens, pairs/s"
+                contestants[row, kind] = peer(recipe, data, context, kind, Path(folder))
         contestants["scoring, 5 views, pairs/s", best] = partial(ours, score_rate)
         found: dict[str, list[float]] = {name: [] for name, _ in contestants}
         for (name, kind), measure in 3 * [*contestants.items()]:  # A B C A B C …: what slows the machine slows them all
@@ -159,8 +155,7 @@ def main() -> None:
             found[name].append(measure())
     fastest, cost = found[f"ours, {best}, {at_once}"], operations(recipe, data) / 1e9
     for context in CONTEXTS:  # theirs in the precision that is faster for them
-        rates = [found[name] for name in found if name.endswith(f"{context} tokens, pairs/s")]
-        theirs = max(rates, key=statistics.median)
+        theirs = max((found[n] for n in found if n.endswith(f"{context} tokens, pairs/s")), key=statistics.median)
         found[f"ours / open_clip_train, {context} tokens"] = [a / b for a, b in zip(fastest, theirs, strict=True)]
     peaks = found[f"matrix-product peak, {best}, GFLOP/s"]
     found["ours, share of the peak, %"] = [100 * a * cost / b for a, b in zip(fastest, peaks, strict=True)]

@@ -17,7 +17,6 @@ from lib.data import prepare
 from lib.recipes import DataConfig, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"  # photographs that may not be passed on; tests of them skip without it
 TINY = Recipe(DataConfig("scenes", 32, 60, 80, 40, 40, 40), model="smoke", epochs=4, batch=25, evaluations=2)
 BRIEF = replace(TINY, epochs=2)  # what `trained` holds runs of
 

@@ -45,7 +45,8 @@ def test_force_trains_again(monkeypatch, ray):
 
 
 def test_a_ray_cluster_trains_every_model_although_one_of_two_nodes_is_killed():
-    nodes = pytest.importorskip("ray.cluster_utils", reason="ray is not installed").Cluster(True, False, {"num_cpus": 1})
+    ray = pytest.importorskip("ray.cluster_utils", reason="ray is not installed")
+    nodes = ray.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     recipes = list(f_and_g(replace(TINY, epochs=40, evaluations=1), 0))  # one for each node, some seconds
     other, killed = nodes.add_node(num_cpus=1), []
     assert len(runs.missing(recipes)) == 2  # the data are there before the workers start

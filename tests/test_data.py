@@ -4,6 +4,7 @@ import io
 import tarfile
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,7 +86,7 @@ def test_rows_with_the_same_picture_become_one_pair_with_all_captions(tmp_path):
     pairs = small(write_parquet(tmp_path / "set.parquet", table))
     assert pairs.captions[0] == [caption(i) for i in range(10)]  # of 20, so that none widens the tokens of all
     assert pairs.captions[2] == [caption(i) for i in range(40, 45)] and pairs.ids.shape == (6, 10, 24)
-    assert pairs.table["pair_id"].tolist() == [0, 20, 40, 45, 50, 55]
+    assert [*pairs.table["pair_id"]] == [0, 20, 40, 45, 50, 55] and np.array_equal(pairs.images[2], shown(picture(47)))
 
 
 def test_labels_of_every_type_become_class_shares(tmp_path):
@@ -103,21 +104,22 @@ def test_labels_of_every_type_become_class_shares(tmp_path):
 
 
 def test_broken_rows_are_named_and_skipped_up_to_one_per_cent(tmp_path):
-    table = columns(300)
+    table, path = columns(300), tmp_path / "set.parquet"
     table["image"][17]["bytes"] = table["image"][17]["bytes"][:-300]
     table["image"][18]["bytes"], table["captions"][40] = b"no image", ["", " \u200b\u00ad"]  # nothing of it shows
+    datasets.Dataset.from_dict(table).cast_column("image", datasets.Image()).to_parquet(path)  # as on the Hub
     with pytest.warns(UserWarning, match=r"set\.parquet: 3 of 300 .*row 17: .*; row 18: .*; row 40: no caption"):
-        pairs = small(write_parquet(tmp_path / "set.parquet", table))
+        pairs = small(path)
     assert pairs.table["pair_id"].tolist() == [i for i in range(300) if i not in (17, 18, 40)]
     assert pairs.captions[38] == [caption(41), caption(41, 1)] and len(pairs.images) == len(pairs.ids) == 297
     table["captions"][42] = []
     with pytest.raises(DataError, match=r"4 of 300 rows cannot be used: row 17.*At most 1% are skipped"):
-        small(write_parquet(tmp_path / "set.parquet", table))
+        small(write_parquet(path, table))
 
 
 def test_too_few_pictures_damaged_files_and_unknown_names_are_refused(tmp_path):
-    few = config(path := tmp_path / "set.parquet")
-    whole = path.read_bytes()
+    path = tmp_path / "set.parquet"
+    few, whole = config(path), path.read_bytes()
     with pytest.warns(UserWarning, match="smaller than asked for"):
         assert list(prepare(replace(few, shared=100)).config.sizes().values()) == [78, 93, 23, 15, 7]
     with pytest.raises(DataError, match="219 distinct images are too few"):

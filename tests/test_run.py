@@ -1,6 +1,5 @@
 """The runner behind run_all.sh, on small notebooks made here."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,24 +15,23 @@ from lib import runs, store
 from lib.companion import parse, run
 
 PARAMETERS = 'scale: str = ""\ndataset: str = ""\nseeds: int = 0\nmodels: str = ""'
+# What NotebookRun.finish writes, without importing lib
 RESULTS = """import json, os
-from pathlib import Path
-folder = Path(os.environ["CLIPMEM_RUNS"], "results", f"{dataset}-{scale}")
-folder.mkdir(parents=True, exist_ok=True)
+folder = f"{os.environ['CLIPMEM_RUNS']}/results/{dataset}-{scale}"
+os.makedirs(folder, exist_ok=True)
 row = dict(finding="2a", claim="swapped captions are memorized", verdict="reproduced", value=0.36, low=0.31, high=None)
-done = dict(run_id=os.environ["CLIPMEM_RUN_ID"], findings=[row])
-(folder / f"{NAME}.json").write_text(json.dumps(done))"""  # what NotebookRun.finish writes, without importing lib
+json.dump(dict(run_id=os.environ["CLIPMEM_RUN_ID"], findings=[row]), open(f"{folder}/{NAME}.json", "w"))"""
 
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Return a function that writes a notebook into a project of its own: title, parameters, some cells, the last act."""
+    """Return a function that writes a notebook into a project of its own: parameters, some cells, the last act."""
     project = tmp_path / "a project"
     (project / "notebooks").mkdir(parents=True)
     (project / "figures").symlink_to(ROOT / "figures")
     monkeypatch.setattr(store, "ROOT", project)
     monkeypatch.setattr(os, "environ", os.environ.copy())  # a run sets variables for its kernel
-    kept = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def write(name, *cells):
         new = nbformat.v4
@@ -43,9 +41,7 @@ def write(tmp_path, monkeypatch):
         book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
         nbformat.write(book, project / "notebooks" / f"{name}.ipynb")
 
-    yield write
-    for name, handler in kept.items():
-        signal.signal(name, handler)
+    return write
 
 
 def test_a_notebook_that_does_its_work(write, capfd):
@@ -122,13 +118,13 @@ def test_force_deletes_what_is_trained_and_paths_become_absolute(write, tmp_path
 
 
 def test_lab_hands_its_arguments_to_jupyter(monkeypatch):
-    monkeypatch.setattr(os, "execv", lambda python, words: print(end="") or called.append(words))
     called = []
-    assert run.main("--lab --no-browser --port 9999".split()) == 0
+    monkeypatch.setattr(os, "execv", lambda python, words: called.append(words))
+    assert run.main(["--lab", "--no-browser", "--port", "9999"]) == 0
     assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][-3:] == ["--no-browser", "--port", "9999"]
 
 
-@pytest.mark.parametrize("how, status", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("how, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
 def test_a_stopped_runner_takes_its_kernel_with_it(write, tmp_path, how, status):
     mark = tmp_path / "pid"
     write("02_long", f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")

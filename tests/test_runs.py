@@ -27,10 +27,6 @@ KILLED = """if True:  # after two of four epochs
 """
 
 
-def weights(recipe):
-    return (runs.run(recipe) / "weights.safetensors").read_bytes()
-
-
 def test_what_is_in_the_store_is_not_made_again_until_it_is_forgotten():
     recipes, found, calls = f_and_g(ONCE, 0), [], []
     for forgotten in (False, False, True):
@@ -62,7 +58,7 @@ def test_models_trained_side_by_side_in_bf16_have_the_bits_of_those_trained_one_
     for jobs in ("1", "2"):
         monkeypatch.setenv("CLIPMEM_JOBS", jobs)
         runs.train_all(recipes)
-        found.append([*map(weights, recipes)])
+        found.append([(runs.run(recipe) / "weights.safetensors").read_bytes() for recipe in recipes])
         runs.forget(recipes)
     assert found[0] == found[1]
 

@@ -33,7 +33,9 @@ def parse(words: list[str]) -> Namespace:
     parser = ArgumentParser("./run_all.sh", description=ABOUT, allow_abbrev=False)
     add, some = parser.add_argument, parser.add_mutually_exclusive_group()
     add("scale", nargs="?", default="laptop", choices=SCALES, help="how many pairs and how large a model (laptop)")
-    some.add_argument("--only", metavar="02", default="", help="run only the notebooks with this number or part of a name")
+    some.add_argument(
+        "--only", metavar="02", default="", help="run the notebooks of this number, or part of a name, alone"
+    )
     some.add_argument("--from", metavar="02", dest="start", default="", help="run that notebook and those after it")
     add("--dataset", metavar="X", default="scenes", help="scenes, flickr8k, coco, cc3m, a name on the Hub, or a path")
     add("--captions", metavar="A,B", default="", help="columns that hold captions, if they are not found")
@@ -41,7 +43,7 @@ def parse(words: list[str]) -> Namespace:
     add("--models", metavar="F,G", default="", help="notebook 05: ARCHITECTURE:FILE_OR_TAG, hf-hub:… or local-dir:…")
     add("--seen", metavar="F,G", default="", help="notebook 05: the rows that each was trained on: a column or a file")
     add("--seeds", metavar="N", type=at_least_one, default=5, help="how many times everything is trained (5)")
-    add("--jobs", metavar="N", type=at_least_one, help="models trained at once (one per core, or one on an accelerator)")
+    add("--jobs", metavar="N", type=at_least_one, help="models trained at once (one per core; one on an accelerator)")
     add("--precision", choices=("fp32", "bf16"), help="of products (bf16 where the hardware multiplies it)")
     add("--ray", metavar="ADDRESS", default="", help="train on a Ray cluster (auto, local, …); then run the notebooks")
     add("--share", metavar="I/N", type=share, help="train the I-th of N shares of the models, and end")

@@ -30,7 +30,7 @@ def on_ray(recipes: Sequence[Recipe], address: str) -> None:
     if port.isdecimal():  # where nobody answers, ray.init would try for minutes
         socket.create_connection((host, int(port)), timeout=10).close()
     same = {"PYTHONPATH": str(store.ROOT), "CLIPMEM_RUNS": str(store.root()), "CLIPMEM_PRECISION": precision()}
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init(None if address == "local" else address, runtime_env={"env_vars": same}, **quiet)
     part = 1 / int(os.environ.get("CLIPMEM_JOBS") or 1) if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=part, max_retries=-1)(runs.run)

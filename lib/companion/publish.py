@@ -107,21 +107,12 @@ def gallery(folder: Path) -> str:
     rows["p"] = holm(rows["p"].where(rows["verdict"] != "not testable"))
     dataset, scale = rows["dataset"].iloc[0], rows["scale"].iloc[0]
     source = dataset if dataset in ("scenes", *PRESETS) else f"{dataset}.parquet"
-    figures = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("[0-9]*.json")]
-    notebooks = [
-        {
-            "name": name,
-            "title": title(store.ROOT / "notebooks" / f"{name}.ipynb"),
-            "seeds": part["seeds"].max(),
-            "commits": sorted(set(part["commit"])),
-            "executed": (folder / "executed" / f"{name}.md").exists(),
-            "figures": sorted((one for one in figures if one["notebook"] == name), key=lambda one: one["place"]),
-            "rows": part.to_dict("records"),
-        }
-        for name, part in rows.groupby("notebook")
-    ]
     command = f"./run_all.sh {scale}" + f" --dataset {source}" * (dataset != "scenes")
-    return _render("gallery.md.j2", dataset=dataset, scale=scale, command=command, notebooks=notebooks)
+    about = {"dataset": dataset, "scale": scale, "command": command, "notebooks": rows.groupby("notebook")}
+    figures = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("[0-9]*.json")]
+    titles = {path.stem: title(path) for path in store.ROOT.glob("notebooks/*.ipynb")}
+    executed = {path.stem for path in folder.glob("executed/*.md")}
+    return _render("gallery.md.j2", figures=figures, titles=titles, executed=executed, **about)
 
 
 def executed_page(executed: Path) -> str:

@@ -10,6 +10,7 @@ import uuid
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import papermill
@@ -58,19 +59,14 @@ def check(options: Namespace, notebooks: Sequence[Path]) -> None:
         runs.plan(stem, options.scale, options.dataset, options.captions, options.image)
 
 
-class Bars:
-    """A file that shows the progress bars of a notebook's output on the terminal, and nothing else of it."""
-
-    def write(self, text: str) -> None:
-        """Show the last state of a bar: tqdm begins each with a carriage return, and ends with an empty one."""
-        bar = text.rpartition("\r")[2].rstrip()
-        if "\r" in text and sys.stdout.isatty():
-            print(f"\r{bar}\x1b[K", end="", flush=True)
-        elif "\r" in text and bar:
-            print(bar, flush=True)
-
-    def flush(self) -> None:
-        """Do nothing: each bar is shown at once."""
+def show_bar(text: str) -> None:
+    """Show the last state of a progress bar in what a notebook prints, and nothing else of it: tqdm begins each state
+    with a carriage return, and ends with an empty one."""
+    bar = text.rpartition("\r")[2].rstrip()
+    if "\r" in text and sys.stdout.isatty():
+        print(f"\r{bar}\x1b[K", end="", flush=True)
+    elif "\r" in text and bar:
+        print(bar, flush=True)
 
 
 def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
@@ -83,8 +79,10 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
     try:
         declared = papermill.inspect_notebook(str(notebook))
         given = {name: value for name, value in vars(options).items() if name in declared}
-        quiet = {"kernel_name": "python3", "progress_bar": False, "stdout_file": Bars()}
-        papermill.execute_notebook(str(notebook), str(executed), given, cwd=notebook.parent, **quiet)
+        bars = SimpleNamespace(write=show_bar, flush=lambda: None)
+        quiet = {"progress_bar": False, "stdout_file": bars, "extra_arguments": ["--log-level=ERROR"]}  # of the kernel
+        about = {"kernel_name": "python3", "cwd": notebook.parent, **quiet}
+        papermill.execute_notebook(str(notebook), str(executed), given, **about)
         results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
         if not results.is_file() or json.loads(results.read_text(encoding="utf-8"))["run_id"] != run_id:
             lines = ["it ended before its last cell, which writes the results: did the kernel die?"]
@@ -92,12 +90,13 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
         told = strip_ansi("\n".join(error.traceback)).splitlines()
         lines = [f"cell [{error.exec_count}]: {error.ename}: {error.evalue}", *filter(str.strip, told[-TAIL:])]
     except Exception as error:  # a kernel that died, a full disk: all end this notebook
-        lines = [f"{type(error).__name__}: {error!s:.500}", "A kernel that died may have run out of memory: --jobs 1 needs least."]
+        lines = [f"{type(error).__name__}: {error!s:.500}", "If memory ran out: --jobs 1 needs least."]
     duration = f"{(time.monotonic() - began) / 60:.1f} minutes"
     if lines:
         print(f"[FAIL] {notebook.stem} after {duration}", *lines, f"see {executed}", sep="\n       ", flush=True)
         return False
-    html, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
+    template = Path(__file__).with_name("executed.html.j2").read_text(encoding="utf-8")
+    html, _ = HTMLExporter(raw_template=template).from_filename(str(executed))
     store.write_bytes(executed.with_suffix(".html"), html.encode())
     print(f"[OK]   {notebook.stem} done in {duration}", flush=True)
     return True
@@ -149,8 +148,8 @@ def run_all(options: Namespace, notebooks: Sequence[Path]) -> int:
     where = (options.scale, options.dataset, options.captions, options.image)
     stems = [path.stem for path in notebooks]
     if options.share or options.ray:
-        order = {"notebooks": stems, "seeds": options.seeds, "where": where, "force": options.force}
-        order |= {"share": options.share, "ray": options.ray}
+        order = {"notebooks": stems, "where": where}
+        order |= {name: getattr(options, name) for name in ("seeds", "force", "share", "ray")}
         status = subprocess.run([sys.executable, "-P", "-m", "lib.companion.cluster", json.dumps(order)]).returncode
         if options.share or status:
             return status

@@ -1,0 +1,150 @@
+"""Models of a reader's own: loaded or refused, embedded while streaming, and scored; f and g of notebook 02 as well."""
+
+import json
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib import photos, runs, scores, store
+from lib.companion import own_models
+from lib.data import prepare
+from lib.model import embed_images, embed_texts
+from lib.photos import DataError
+from lib.recipes import f_and_g
+
+N = 120
+IN_F, IN_G = [i % 3 == 0 for i in range(N)], [i % 3 == 1 for i in range(N)]
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+TEXT = {"vocab_size": 49408, "context_length": 32, "width": 32, "heads": 2, "layers": 1}
+CONFIG = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    found = [tmp_path_factory.mktemp("checkpoint") for _ in range(2)]
+    for seed, folder in enumerate(found):
+        torch.manual_seed(seed)
+        save_file(open_clip.model.CLIP(16, VISION, TEXT).state_dict(), folder / "open_clip_model.safetensors")
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    return found
+
+
+@pytest.fixture
+def given(folders, tmp_path):
+    rng, names = np.random.default_rng(0), ["swapped" if i % 5 == 0 else "clean" for i in range(N)]
+    pairs = pd.DataFrame({"image": [b"P6 20 16 255 " + rng.bytes(960) for _ in range(N)], "corruption": names})
+    pairs["captions"] = [[f"a photo of thing {i}", f"thing number {i}"] for i in range(N)]
+    pairs.assign(f=IN_F, g=IN_G).to_parquet(tmp_path / "mine.parquet")
+    given = dict.fromkeys(("scale", "captions", "image"), "") | {"dataset": str(tmp_path / "mine.parquet")}
+    return given | {"models": ",".join(f"local-dir:{folder}" for folder in folders), "seen": "f,g"}
+
+
+def score(given, **changes):
+    return own_models.score(*own_models.begin(**given | changes))
+
+
+@torch.no_grad()
+def test_scores_are_those_of_open_clip_by_hand(given, monkeypatch):
+    monkeypatch.setattr(own_models.model, "light_crop", lambda x, generator: x)
+    monkeypatch.setattr(own_models, "BLOCK", 50)  # several, of which one is smaller
+    table, cells = score(given), pd.read_parquet(given["dataset"])
+    held = np.flatnonzero(~(np.array(IN_F) | np.array(IN_G)))
+    for m, name, own in zip("fg", given["models"].split(","), (IN_F, IN_G), strict=True):
+        model, preprocess = open_clip.create_model_from_pretrained(name)
+        pictures = torch.stack([preprocess(photos.decode_image(cell)) for cell in cells["image"]])
+        image = model.encode_image(pictures, normalize=True)
+        text = model.encode_text(open_clip.get_tokenizer(name)([own[0] for own in cells["captions"]]), normalize=True)
+        cosine, found, known = (image @ text.T).numpy(), [], np.flatnonzero(own)
+        for i in range(N):
+            others, e = [j for j in held if j != i], np.exp(cosine / 0.07)
+            losses = [-np.log(e[i, i] / (e[i, i] + wrong.sum())) for wrong in (e[i, others], e[others, i])]
+            contrast = cosine[i, i] - cosine[i, others].mean() - cosine[others, i].mean()
+            found.append([cosine[i, i], np.mean(losses), contrast])
+        lemon = scores.lemon(image, text, image[known], text[known], scores.positions(np.arange(N), known), 30)
+        np.testing.assert_allclose(table[[f"similarity_{m}", f"loss_{m}", f"contrast_{m}"]], found, atol=2e-5)
+        np.testing.assert_allclose(table[f"lemon_{m}"], lemon, atol=1e-5)
+        assert table[f"seen_{m}"].tolist() == own and (table[f"augmentation_{m}"] == 0).all()
+    np.testing.assert_allclose(table["clipmem"], np.where(IN_G, -1, 1) * (table["contrast_f"] - table["contrast_g"]))
+
+
+def test_one_model_needs_no_membership_and_a_damaged_embedding_is_made_again_whole(given):
+    one = score(given, models=given["models"].split(",")[0], seen="")
+    assert one["seen_f"].isna().all() and one["loss_f"].notna().all() and not {"clipmem", "lemon_g"} & set(one)
+    first, entry = score(given), next((store.root() / "embedding").glob("*/vectors.safetensors"))
+    entry.write_bytes(entry.read_bytes()[:-9] + b"x" * 9)
+    store._sound.clear()  # as in another process
+    with pytest.warns(UserWarning, match="made again"):
+        pd.testing.assert_frame_equal(score(given), first)
+
+
+def test_truth_and_membership_are_read_by_place_and_a_broken_row_is_left_out(given, tmp_path):
+    shuffled = pd.read_parquet(given["dataset"]).sample(frac=1, random_state=0)  # parquet keeps the index of pandas
+    shuffled.iat[60, 0] = b"no picture"
+    shuffled.to_parquet(tmp_path / "shuffled.parquet")
+    with pytest.warns(UserWarning, match="1 of 120 rows cannot be used: row 60"):
+        table = score(given, dataset=str(tmp_path / "shuffled.parquet"))
+    usable = [i for i in range(N) if i != 60]
+    assert table["pair_id"].tolist() == usable and table["caption"][0] == shuffled["captions"].iloc[0][0]
+    for name, own in {"corruption": "corruption", "seen_f": "f", "seen_g": "g"}.items():
+        assert table[name].tolist() == shuffled[own].iloc[usable].tolist()
+
+
+def test_a_file_lists_the_rows_that_a_model_saw_and_a_mask_is_refused(given, tmp_path):
+    source, file = photos.open_source(given["dataset"]), tmp_path / "rows.txt"
+    file.write_text("0\n7\n119\n")
+    assert np.flatnonzero(own_models.membership(str(file), source)).tolist() == [0, 7, 119]
+    for text, message in {"0\n1\n0\n": "line 3: .* each once; got '0'", "5\n\n7": "line 2", "5\n120": "line 2"}.items():
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            own_models.membership(str(file), source)
+    for entry, message in {"corruption": "row 0: expected true, false or nothing", "h": "'h' is no column of "}.items():
+        with pytest.raises(DataError, match=message):
+            own_models.membership(entry, source)
+
+
+def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch):
+    def refusal(name=f"local-dir:{tmp_path}", part="text_cfg", **changes):
+        config = CONFIG | {part: CONFIG[part] | changes}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": config})
+        with pytest.raises(DataError, match=name) as error:
+            own_models.load(name)
+        return str(error.value)
+
+    code = type("Code", (), {"__reduce__": lambda self: (open, (str(tmp_path / "ran"), "w"))})  # when it is unpickled
+    torch.save({"state_dict": code()}, tmp_path / "open_clip_pytorch_model.bin")
+    assert "eights" in refusal() and not (tmp_path / "ran").exists()
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.write_bytes((folders[0] / weights.name).read_bytes())
+    for name in (f"local-dir:{tmp_path}", f"tiny:{weights}"):
+        assert "visual.positional_embedding" in refusal(name, "vision_cfg", image_size=64)  # open_clip stretches it
+        assert "positional_embedding" in refusal(name, context_length=48) and "resblocks.1" in refusal(name, layers=2)
+        assert "foreign code" in refusal(name, tokenizer_kwargs={"trust_remote_code": True})
+    assert "huge" in refusal("huge:openai") and "nothing.pt" in refusal(f"tiny:{tmp_path}/nothing.pt")
+
+
+def test_what_cannot_be_scored_is_refused(given, tmp_path):
+    pairs, (checkpoint, _) = own_models.begin(**given)
+    checkpoint.clip.text_projection.data[0, 0] = torch.nan
+    with pytest.raises(DataError, match="did its training diverge"):
+        own_models.score(pairs, [checkpoint])
+    pd.read_parquet(given["dataset"])[:30].to_parquet(few := tmp_path / "few.parquet")
+    for changes in ({"dataset": str(few)}, {"models": "a,b,c"}, {"seen": "f"}, {"models": ""}):
+        with pytest.raises(DataError, match="more than 30 pairs|expected one or two"):
+            score(given, **changes)
+
+
+def test_without_models_f_and_g_of_notebook_02_score_their_own_pairs(trained, monkeypatch):
+    monkeypatch.setattr(runs, "plan", lambda *words: {"CLIP": trained})
+    pairs, checkpoints = own_models.begin("smoke", "scenes", "", "", "", "")
+    data, f = prepare(trained.data), runs.load(f_and_g(trained, 0)[0])
+    rows = np.sort(np.concatenate([data.subsets["pool"], data.subsets["external"]]))
+    image, text = embed_images(f, data.images, rows)[0], embed_texts(f, data.tokens[rows, 0])
+    table, truth = own_models.score(pairs, checkpoints), data.table.loc[rows]
+    np.testing.assert_allclose(table["similarity_f"], (image * text).sum(dim=1), atol=2e-5)
+    assert table[["corruption", "caption"]].to_numpy().tolist() == truth[["corruption", "caption"]].to_numpy().tolist()
+    assert np.array_equal(table["seen_g"], np.isin(rows, data.half("independent", 0))) and "clipmem" in table
