@@ -4,11 +4,11 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -72,11 +72,10 @@ class Dataset(RawPairs):
 def prepare(config: DataConfig) -> Dataset:
     """Load, split, corrupt and tokenize; the last few data sets stay in memory.
 
-    The table's columns: pair_id (row of the source), subset, corruption ("clean", "swapped", "partly_swapped",
-    "inverted"), share_swapped (of the words: 0, .25, .5, .75, 1), donor (pair_id, -1 none), caption (caption 0 after
-    corruption), vagueness (of the original caption 0) and rarity (in [0, 1], 1 = vaguest, rarest; NaN unknown),
-    mislabelled (the given label differs from the true one), label (index of the first given class, -1 unknown). Raise
-    DataError where the data set cannot be read or is too small, ValueError where its captions are too much alike.
+    The table's columns: pair_id, subset, corruption ("clean", "swapped", "partly_swapped", "inverted"), share_swapped
+    (of the words), donor (pair_id, -1 none), caption (0, after corruption), vagueness (of the original caption 0) and
+    rarity (in [0, 1]; NaN unknown), mislabelled (the given label is not the true one), label (first given class, -1
+    unknown). Raise DataError for a set that cannot be read or is too small, ValueError for captions too much alike.
     """
     pairs = load(config)
     config = fit_sizes(config, len(pairs.images))
@@ -91,17 +90,9 @@ def prepare(config: DataConfig) -> Dataset:
     tokens, token_ids = compact(ids, pairs.ids)
     targets = pairs.shares.copy()
     targets[swapped] = pairs.shares[made.donor[swapped]]
-    more = {"ids": ids, "captions": made.captions, "table": _table(pairs, subsets, made, targets)}
-    return Dataset(
-        **vars(pairs) | more,
-        config=config,
-        subsets=subsets,
-        originals=pairs.captions,
-        tokens=tokens,
-        token_ids=token_ids,
-        targets=targets,
-        pair_ids=pairs.table["pair_id"].to_numpy(),
-    )
+    known = vars(pairs) | {"ids": ids, "captions": made.captions, "table": _table(pairs, subsets, made, targets)}
+    known |= dict(config=config, subsets=subsets, originals=pairs.captions, tokens=tokens, token_ids=token_ids)
+    return Dataset(**known, targets=targets, pair_ids=pairs.table["pair_id"].to_numpy())
 
 
 def _table(pairs: RawPairs, subsets: dict[str, np.ndarray], made: Corruption, given: np.ndarray) -> pd.DataFrame:
@@ -149,44 +140,42 @@ def split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
 def load(config: DataConfig) -> RawPairs:
     """Return all pairs of a data set, from the store or made now. Raise DataError.
 
-    Scenes are drawn, and pictures from the Hub or from shards are read, as many as the five subsets need; every other
-    data set is read whole.
+    Scenes, and pictures from the Hub or from shards, are as many as the five subsets need; other sets are read whole.
     """
     count = sum(config.sizes().values())
     if config.dataset == "scenes":
-        code = hashlib.sha256(Path(__file__).with_name("scenes.py").read_bytes()).hexdigest()
-        return _stored(partial(_draw, count, config.pixels), config, [code, count, WORLD_SEED])
-    state = photos.state(config.dataset, config.image_column)
+        code = [store.digest(Path(__file__).with_name(f"scenes.{kind}")) for kind in ("py", "json")]
+        return _stored(partial(_draw, count, config.pixels), config, [*code, count, WORLD_SEED])
     most = count if photos.locate(config.dataset)[0] in ENDLESS else None
-    read = partial(_read, config.dataset, config.pixels, config.image_column, config.caption_columns, most)
-    return _stored(read, config, [*state, most])
+    read = partial(_read, config, config.caption_columns, most)
+    return _stored(read, config, [*photos.state(config.dataset), most])
 
 
 def load_labelled(dataset: str, pixels: int) -> RawPairs:
     """Return all images of a data set with labels, such as Imagenette, and no captions. Raise DataError."""
     config = DataConfig(dataset, pixels)
-    return _stored(partial(_read, dataset, pixels, "", None, None), config, ["labelled", *photos.state(dataset)])
+    return _stored(partial(_read, config, None, None), config, ["labelled", *photos.state(dataset)])
 
 
-def _draw(count: int, pixels: int, file: Any) -> tuple[photos.Photos, list[str], dict[str, np.ndarray]]:
+Found = tuple[photos.Photos, Sequence[str], dict[str, np.ndarray]]  # images, names of the classes, truth by image
+
+
+def _draw(count: int, pixels: int, file: BinaryIO) -> Found:
     made = make_scenes(count, pixels, WORLD_SEED)
     drawn = zip(range(count), made.images, made.captions, made.labels[:, None].tolist(), strict=True)
     found = photos.gather(map(Row._make, drawn), file)
     truth = {"rarity": made.rarity, "vagueness": made.vagueness[:, 0]}
-    return found, list(made.label_names), {name: x[found.numbers].astype(float) for name, x in truth.items()}
+    return found, made.label_names, {name: x[found.numbers].astype(float) for name, x in truth.items()}
 
 
-def _read(
-    dataset: str, pixels: int, image: str, captions: Sequence[str] | None, most: int | None, file: Any
-) -> tuple[photos.Photos, list[str], dict[str, np.ndarray]]:
-    source, tally = photos.open_source(dataset, image, captions), photos.Tally()
-    rows = photos.stream(source, partial(photos.square, pixels=pixels), tally)
-    found = photos.gather(rows, file, most)
+def _read(config: DataConfig, captions: Sequence[str] | None, most: int | None, file: BinaryIO) -> Found:
+    source, tally = photos.open_source(config.dataset, config.image_column, captions), photos.Tally()
+    found = photos.gather(photos.stream(source, partial(photos.square, pixels=config.pixels), tally), file, most)
     tally.report(source.where)
-    return found, photos.class_names(source), {}
+    return found, source.class_names, {}
 
 
-def _stored(read: Any, config: DataConfig, state: list[Any]) -> RawPairs:
+def _stored(read: Callable[[BinaryIO], Found], config: DataConfig, state: list[Any]) -> RawPairs:
     """Return what `read(file)` finds, kept in the store; it writes the pixels to the file."""
 
     def build(folder: Path) -> None:
@@ -195,9 +184,8 @@ def _stored(read: Any, config: DataConfig, state: list[Any]) -> RawPairs:
         shares, names = class_shares(found.labels, names)
         columns = {"pair_id": found.numbers, "captions": found.captions, "rarity": np.nan, "vagueness": np.nan}
         table = pd.DataFrame(columns | truth)
-        width = max(map(len, found.captions), default=0)
-        arrays = {"shares": shares, "ids": encode(found.captions, width, config.context)}
-        for name, array in arrays.items():
+        ids = encode(found.captions, max(map(len, found.captions), default=0), config.context)
+        for name, array in (("shares", shares), ("ids", ids)):
             np.save(buffer := io.BytesIO(), array)
             store.write_bytes(folder / f"{name}.npy", buffer.getvalue())
         store.write_table(folder / "table.parquet", table)
@@ -210,16 +198,10 @@ def _stored(read: Any, config: DataConfig, state: list[Any]) -> RawPairs:
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = store.get_or_build("data", key, build, {"dataset": config.dataset, "pixels": config.pixels})
     table, content = pd.read_parquet(folder / "table.parquet"), json.loads((folder / "content.json").read_text())
-    shape = (len(table), 3, config.pixels, config.pixels)
-    return RawPairs(
-        images=np.memmap(folder / "images.bin", np.uint8, "c", shape=shape),
-        captions=[list(own) for own in table["captions"]],
-        ids=np.load(folder / "ids.npy"),
-        shares=np.load(folder / "shares.npy"),
-        class_names=tuple(content["class_names"]),
-        table=table.drop(columns="captions"),
-        fingerprint=content["fingerprint"],
-    )
+    shape, arrays = (len(table), 3, config.pixels, config.pixels), [folder / "ids.npy", folder / "shares.npy"]
+    captions, names = [list(own) for own in table["captions"]], tuple(content["class_names"])
+    images, ids, shares = np.memmap(folder / "images.bin", np.uint8, "c", shape=shape), *map(np.load, arrays)
+    return RawPairs(images, captions, ids, shares, names, table.drop(columns="captions"), content["fingerprint"])
 
 
 def class_shares(labels: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:

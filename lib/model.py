@@ -1,9 +1,8 @@
 """open_clip models from the JSON configs of `lib/models/`: built, run forward, and their inputs augmented.
 
-The forward pass is open_clip's function with what the loss never reads left out: most of the padding and, in each
-tower's last block, every position but the pooled one. That is what makes training fast; a test compares it with
-open_clip's. Augmentations are drawn per image, not per batch, and on the CPU, so that a seed gives the same ones on
-every device.
+The forward pass is open_clip's, without what the loss never reads: most of the padding and, in each tower's last block,
+every position but the pooled one. That makes training fast; a test compares it with open_clip's. Augmentations are
+drawn per image, not per batch, and on the CPU, so that a seed gives the same ones on every device.
 """
 
 import math
@@ -22,6 +21,7 @@ from torch import Tensor
 GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
 # Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
 BLOCK = 500
+VIEW_CROP, VIEW_JITTER, VIEW_GREY = 0.3, 0.4, 0.2  # of the other view: as SimCLR's, but milder
 SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 _building = Lock()  # the initial weights come from torch's global generator, which threads share
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised
@@ -48,20 +48,13 @@ def precision() -> str:
 
 
 def build(
-    config: dict[str, Any],
-    pixels: int,
-    vocabulary: int,
-    context: int,
-    seed: int,
-    classes: int = 0,
-    sigmoid: bool = False,
+    config: dict[str, Any], pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0, sigmoid=False
 ) -> CLIP:
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
 
-    The sizes of `config` (from `recipes.model_config`) are replaced by `pixels`, the side of the square images,
-    `vocabulary`, the number of compact token ids, and `context`, the longest caption in tokens. More than 0 `classes`
-    add `model.classes`, a table `[classes, D]` for images that are trained to agree with a label. `sigmoid` adds
-    `logit_bias`, and starts from SigLIP's temperature and bias (arXiv 2303.15343, section 3.2).
+    Sizes of `config` (`recipes.model_config`) are replaced: `pixels`, the side of the square images, `vocabulary`, the
+    number of compact token ids, `context`, the longest caption in tokens. `classes` adds the table `model.classes`
+    `[classes, D]`; `sigmoid` adds `logit_bias`, with SigLIP's first values (arXiv 2303.15343, section 3.2).
     """
     vision = CLIPVisionCfg(**config["vision_cfg"] | {"image_size": pixels})
     text = CLIPTextCfg(**config["text_cfg"] | {"vocab_size": vocabulary, "context_length": context})
@@ -111,9 +104,6 @@ def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
 def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Crop each of uint8 `[N, 3, H, W]` to 90 % or more of its area: the augmentation of a score."""
     return random_crops(images, 0.9, generator)
-
-
-VIEW_CROP, VIEW_JITTER, VIEW_GREY = 0.3, 0.4, 0.2  # of the other view: as SimCLR's, but milder
 
 
 def augment(images: Tensor, crop: float, jitter: float, generator: torch.Generator) -> Tensor:
@@ -168,8 +158,8 @@ def image_layers(model: CLIP, images: Tensor) -> Iterator[Tensor]:
 def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     """Return unit-length embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context.
 
-    Padding behind the end token changes nothing. On CUDA, where one shape for all batches is faster, it stays; else the
-    captions are worked on in GROUPS of like length, each cut to its longest.
+    Padding behind the end token changes nothing. On CUDA, where one shape is faster, it stays; else the captions are
+    worked on in GROUPS of like length, each cut to its longest.
     """
     if tokens.device.type == "cuda":
         return _encode_text(model, tokens)

@@ -1,4 +1,4 @@
-"""Photographs with captions or labels: a data set is found and opened, and its rows are decoded and gathered.
+"""Photographs with captions or labels: a data set is found and opened, its rows are decoded and gathered.
 
 A data set is a parquet file, a folder of images with a metadata.csv or of WebDataset shards, or a name on the Hugging
 Face Hub. A picture that cannot be decoded costs one row.
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -27,7 +25,7 @@ from tqdm import tqdm
 PRESETS = {"flickr8k": "jxie/flickr8k", "coco": "Multimodal-Fatima/COCO_captions_train", "cc3m": "pixparse/cc3m-wds"}
 CAPTION_NAMES = ("captions", "caption", "sentences_raw", "txt")  # in this order; then caption_0, caption_1, …
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
-SPLIT_ORDER = ("train", "validation", "valid", "val", "dev", "test")  # then all others
+SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # in this order, then all others
 MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption that is skipped
 MAX_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 BATCH = 256  # rows decoded at a time
@@ -45,14 +43,15 @@ class Source(NamedTuple):
     rows: Any  # an IterableDataset of `datasets`
     image: str
     captions: list[str]  # empty: none are needed
-    label: str  # "": none
+    label: str = ""  # "": none
+    class_names: Sequence[str] = ()  # of the class ids 0, 1, …, where the source tells them
 
 
 class Row(NamedTuple):
-    """One usable row."""
+    """One usable row; `image` is what was made of its picture, such as uint8 [3, pixels, pixels]."""
 
     number: int  # from 0
-    image: Any  # what was made of the picture, such as uint8 [3, pixels, pixels]
+    image: Any
     captions: list[str]
     labels: list[Any]  # empty: none known
 
@@ -65,20 +64,18 @@ class Tally:
     broken: list[str] = field(default_factory=list)
 
     def report(self, where: str) -> None:
-        """Warn of the rows that were skipped. Raise DataError where these are more than MAX_BROKEN of all, or there are
-        no rows."""
-        if self.rows and not self.broken:
-            return
+        """Warn of the rows that were skipped. Raise DataError where they are more than MAX_BROKEN, or all."""
         said = f"{where}: {len(self.broken)} of {self.rows} rows cannot be used: {'; '.join(self.broken[:5])}"
         if len(self.broken) > MAX_BROKEN * self.rows or not self.rows:
             raise DataError(f"{said}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
-        warnings.warn(f"{said}. They are skipped.", stacklevel=3)
+        if self.broken:
+            warnings.warn(f"{said}. They are skipped.", stacklevel=3)
 
 
 class Photos(NamedTuple):
-    """What is known of N images, each once, beside their pixels."""
+    """What is known of N images, each once, beside their pixels; `numbers`: of the first row that shows each."""
 
-    numbers: list[int]  # of the first row that shows each
+    numbers: list[int]
     captions: list[list[str]]
     labels: list[list[Any]]
 
@@ -89,53 +86,28 @@ class Photos(NamedTuple):
 def locate(dataset: str) -> tuple[str, str]:
     """Return how a data set is read ("parquet", "imagefolder", "webdataset" or "hub") and its path or name there. Raise
     DataError for one that is none of these."""
+    path, name = Path(dataset).expanduser(), PRESETS.get(dataset, dataset)
     if dataset.startswith("hf://"):  # single files on the Hub
         return "parquet", dataset
-    path = Path(dataset).expanduser()
-    if dataset and dataset not in PRESETS and path.exists():
-        if path.is_dir() and any(path.rglob("metadata.*")):
-            return "imagefolder", str(path.resolve())
-        if path.is_dir() and any(path.glob("*.tar")):
-            return "webdataset", str(path.resolve())
-        if path.is_file() and path.suffix == ".parquet":
-            return "parquet", str(path.resolve())
-        wanted = "a .parquet file, or a folder: of images with metadata.csv (file_name, caption), or of .tar shards"
-        raise DataError(f"{path}: expected {wanted}.")
-    name = PRESETS.get(dataset, dataset)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(".parquet"):
-        raise DataError(
-            f"data set '{dataset}' not found. Give scenes, {', '.join(PRESETS)}, a name on the Hugging Face Hub "
-            f"(owner/name), or the path of a .parquet file, or of a folder of images with a metadata.csv or of .tar "
-            f"shards."
-        )
-    return "hub", name
+    if name != dataset or (not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)", name)):
+        return "hub", name
+    for kind, pattern in (("imagefolder", "**/metadata.*"), ("webdataset", "*.tar")):
+        if path.is_dir() and any(path.glob(pattern)):
+            return kind, str(path.resolve())
+    if path.is_file() and path.suffix == ".parquet":
+        return "parquet", str(path.resolve())
+    raise DataError(
+        f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}. Give scenes, {', '.join(PRESETS)},"
+        f" a name on the Hugging Face Hub (owner/name), or the path of a .parquet file, or of a folder: of images with "
+        f"a metadata.csv (file_name, caption), or of .tar shards."
+    )
 
 
-def state(dataset: str, image: str = "") -> list[Any]:
-    """Return what changes when a data set of files does, or the picture files that the column `image` of a parquet file
-    names. What was read of the Hub stays, also without a network."""
+def state(dataset: str) -> list[Any]:
+    """Return what changes when a data set of files does. What was read of the Hub stays, also without a network."""
     kind, where = locate(dataset)
-    if kind == "hub" or where.startswith("hf://"):
-        return [where]
-    files = _picture_files(where, image) if kind == "parquet" else sorted(Path(where).rglob("*"))
-    stats = [(file, file.stat()) for file in [Path(where), *files] if file.is_file()]
-    return [where, [f"{file}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats]]
-
-
-def _picture_files(parquet: str, image: str) -> list[Path]:
-    try:
-        table = pq.ParquetFile(parquet)
-        names = {name: column for name in (image, *IMAGE_NAMES) for column in (name, f"{name}.path")}
-        kinds = {field.path: field for field in table.schema}
-        name = next(name for name in names if {name, f"{name}.path"} & kinds.keys())
-        column = f"{name}.path" if f"{name}.path" in kinds else name
-        if "String" not in str(kinds[column].logical_type):
-            return []
-        cells = table.read(columns=[column])[name].to_pylist()
-    except (OSError, pa.ArrowException, StopIteration):
-        return []  # `open_source` says what is wrong
-    paths = [cell["path"] if isinstance(cell, dict) else cell for cell in cells]
-    return [Path(parquet).parent / path for path in paths if path]
+    stats = [(file, file.stat()) for file in sorted([Path(where), *Path(where).rglob("*")]) if file.is_file()]
+    return [kind, where, [f"{file}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats]]
 
 
 def open_source(dataset: str, image: str = "", captions: Sequence[str] | None = ()) -> Source:
@@ -149,23 +121,22 @@ def open_source(dataset: str, image: str = "", captions: Sequence[str] | None = 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would say every error before we do
     kind, where = locate(dataset)
     literal = where if where.startswith("hf://") else re.sub(r"([*?\[])", r"[\1]", where)  # no pattern in a file's name
-    patterns = {"parquet": literal, "imagefolder": f"{literal}/**", "webdataset": f"{literal}/*.tar"}
-    files = patterns.get(kind)  # one split, whatever its folders are called
+    files = {"parquet": literal, "imagefolder": f"{literal}/**", "webdataset": f"{literal}/*.tar"}.get(kind)
     try:
         splits = datasets.load_dataset(kind if files else where, data_files=files, streaming=True)
-        order = sorted(splits, key=lambda name: (*SPLIT_ORDER, name).index(name))
+        order = sorted(splits, key=lambda name: (*SPLITS, name).index(name))
         rows = datasets.concatenate_datasets([splits[name] for name in order])
         if not rows.features:
             raise ValueError("its columns are known only after reading it all")
     except Exception as error:  # pyarrow, fsspec, HTTP and datasets raise errors of dozens of kinds
-        raise DataError(
-            f"{where}: cannot be read ({type(error).__name__}: {error!s:.200}). Copy the file again; for a set on the "
-            f"Hub check its name, the network and `hf auth login`, or give the path of its downloaded parquet file."
-        ) from error
+        said = f"{where}: cannot be read ({type(error).__name__}: {error!s:.200}). Copy the file again; for a set on"
+        raise DataError(f"{said} the Hub check its name, the network and `hf auth login`.") from error
     for name, feature in dict(rows.features).items():  # decoded here: a broken image must cost one row only
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    return Source(where, rows, *_columns(rows.features, where, image, captions))
+    image, texts, label = _columns(rows.features, where, image, captions)
+    kind_of_label = getattr(rows.features.get(label), "feature", rows.features.get(label))
+    return Source(where, rows, image, texts, label, getattr(kind_of_label, "names", None) or ())
 
 
 def _columns(features: Any, where: str, image: str, captions: Sequence[str] | None) -> tuple[str, list[str], str]:
@@ -178,27 +149,18 @@ def _columns(features: Any, where: str, image: str, captions: Sequence[str] | No
     names = [image] if image else usual[:1] or (typed if len(typed) == 1 else [])
     numbered = sorted((name for name in kinds if re.fullmatch(r"caption_\d+", name)), key=lambda name: int(name[8:]))
     texts = list(captions or ()) or [name for name in CAPTION_NAMES if name in kinds][:1] or numbered
-    texts = [] if captions is None else texts
-    for what, option, found in (("image", "--image", names), ("caption", "--captions", texts)):
-        missing = [name for name in found if name not in kinds]
-        if missing or not (found or (captions is None and what == "caption")):
+    for what, found in (("image", names), ("captions", texts)) if captions is not None else (("image", names),):
+        if not found or set(found) - kinds.keys():
+            missing = "".join(f" '{name}'" for name in found if name not in kinds)
             raise DataError(
-                f"{where}: no {what} column{''.join(f' {name!r}' for name in missing)}. Its columns are "
-                f"{', '.join(kinds)}. Name the right one: {option} COLUMN with ./run_all.sh, or the parameter "
-                f"`{option[2:]}` in a notebook (several caption columns: with commas between them)."
+                f"{where}: no {what} column{missing}. Its columns are {', '.join(kinds)}. Name the right one: --{what} "
+                f"with ./run_all.sh, or the parameter `{what}` in a notebook (several with commas between them)."
             )
-    for name in texts:
+    for name in texts if captions is not None else ():
         if "string" not in kinds[name]:
-            what = f"{where}: column '{name}' holds {features[name]}"
-            raise DataError(f"{what}, expected text or lists of text. Store it as text, or name another column.")
+            raise DataError(f"{where}: column '{name}' holds {features[name]}, expected text or lists of text.")
     labels = [name for name in ("label", "labels") if kinds.get(name) and name not in (*typed, *texts)]
-    return names[0], texts, labels[0] if labels else ""
-
-
-def class_names(source: Source) -> list[str]:
-    """Return the names of the class ids 0, 1, … where the source tells them, else nothing."""
-    feature = source.rows.features.get(source.label)
-    return list(getattr(getattr(feature, "feature", feature), "names", None) or ())
+    return names[0], texts if captions is not None else [], labels[0] if labels else ""
 
 
 # --- decoded ---
@@ -229,17 +191,12 @@ def square(image: Image.Image, pixels: int) -> np.ndarray:
 
 
 def stream(
-    source: Source,
-    make: Callable[[Image.Image], Any],
-    tally: Tally,
-    only: Collection[int] | None = None,
-    what: str = "reading",
+    source: Source, make: Callable[[Image.Image], Any], tally: Tally, only: Collection[int] | None = None
 ) -> Iterator[Row]:
     """Yield the usable rows, or `only` those with some numbers, decoded on all cores; `make` turns each picture into
-    what is kept. What was read and skipped is counted in `tally`; `what` names the progress bar. Raise DataError where
-    reading breaks off."""
+    what is kept. What was read and skipped is counted in `tally`. Raise DataError where reading breaks off."""
     columns = dict.fromkeys([source.image, *source.captions, *filter(None, [source.label])])
-    bar = tqdm(desc=what, unit=" rows", file=sys.stdout, leave=False, delay=2)
+    bar = tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2)
     with ThreadPoolExecutor() as pool, bar:
         for batch in _batches(source, list(columns)):
             wanted = {n: row for n, row in enumerate(batch, tally.rows) if only is None or n in only}
@@ -268,20 +225,17 @@ def column(source: Source, name: str) -> list[Any]:
     return [row[name] for batch in _batches(source, [name]) for row in batch]
 
 
-def _listed(cells: Iterable[Any]) -> list[Any]:
-    return [one for cell in cells for one in (cell if isinstance(cell, list) else [cell])]
-
-
 def _usable(row: dict[str, Any], source: Source, make: Callable) -> tuple[Any, list[str], list[Any]] | str:
     """Return what `make` makes of the picture, the captions and the labels of a row, or what is wrong with it."""
-    texts = [text.strip() for text in _listed(row[name] for name in source.captions) if isinstance(text, str)]
+    listed = {name: cell if isinstance(cell, list) else [cell] for name, cell in row.items()}
+    texts = [text.strip() for name in source.captions for text in listed[name] if isinstance(text, str)]
     texts = [text for text in texts if any(one.isprintable() and one != " " for one in text)]  # what shows
     if source.captions and not texts:
         return "no caption that is not empty"
-    labels = _listed([row[source.label]]) if source.label else []
+    labels = [one for one in listed.get(source.label, ()) if one == one and one not in (None, "")]
     cell = row[source.image]
     try:
-        return make(decode_image(cell)), texts, [one for one in labels if one == one and one not in (None, "")]
+        return make(decode_image(cell)), texts, labels
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return f"{path or 'its picture'} cannot be read ({type(error).__name__}: {error})"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 VERSION = 7  # raise it when a change of code changes numbers: every older run is then trained again
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
-OBJECTIVES = ("supervised", "CLIP", "self-supervised")  # an image agrees with its class, caption or another view
+OBJECTIVES = ("CLIP", "supervised", "self-supervised")  # an image agrees with its caption, class or another view
 HALVES = ("candidate", "independent")  # of the pool: f trains on the first one, g on the second one
 MODELS = Path(__file__).parent / "models"
 
@@ -136,33 +136,25 @@ def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
 def f_and_g(base: Recipe, seed: int) -> tuple[Recipe, Recipe]:
     """Return the two models of CLIPMem for one seed: equal initial weights, equal shared pairs at equal steps, and
     complementary halves of the pool."""
-    f = replace(base, seed=seed, trained_on=("shared", "candidate"))
-    return f, replace(f, trained_on=("shared", "independent"))
-
-
-def other_seed(seed: int) -> int:
-    """Return the seed whose f and g rank the pairs that are removed: not one that is trained without them."""
-    return seed - 1 if seed else 1
+    f, g = (replace(base, seed=seed, trained_on=("shared", half)) for half in HALVES)
+    return f, g
 
 
 def depends_on(recipe: Recipe) -> list[Recipe]:
     """Return the runs that a recipe starts from: for a frozen tower its donor, which saw neither half of the pool; for
-    a removal by scores, f and g of another seed."""
+    a removal by scores, f and g of another seed, which draws other halves."""
     if recipe.frozen:
         return [replace(recipe, frozen="", trained_on=("shared",), evaluations=1)]
     if recipe.remove_by not in ("", "random", "oracle"):
         whole = replace(recipe, remove=0.0, remove_by="", epochs=round(recipe.epochs * (1 - recipe.remove)))
-        return list(f_and_g(whole, other_seed(recipe.seed)))
+        return list(f_and_g(whole, recipe.seed - 1 if recipe.seed else 1))
     return []
 
 
 def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[Recipe]:
-    """Return f and g of every condition and seed, f alone where pairs are removed, and what these depend on; each model
-    once."""
-    wanted = [
-        one for base in conditions.values() for seed in seeds for one in f_and_g(base, seed)[: 1 if base.remove else 2]
-    ]
-    return list(dict.fromkeys(other for one in wanted for other in (*depends_on(one), one)))
+    """Return f and g of every condition and seed (f only where pairs are removed), and what these depend on."""
+    pairs = [f_and_g(base, seed)[: 1 if base.remove else 2] for base in conditions.values() for seed in seeds]
+    return list(dict.fromkeys(other for pair in pairs for one in pair for other in (*depends_on(one), one)))
 
 
 class Study(NamedTuple):
@@ -188,17 +180,6 @@ NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 
 def _with_removal(base: Recipe, share: float, rule: str) -> Recipe:
     """Return a recipe that removes a share of the pairs and takes as many steps as `base`."""
     return replace(base, remove=share, remove_by=rule, epochs=round(base.epochs / (1 - share)))
-
-
-def _noisy(base: Recipe, pool: int) -> Recipe:
-    """Return a recipe for data of which WRONG is captioned wrongly, with `pool` pairs and no shared ones."""
-    data = replace(base.data, shared=0, pool=pool, swapped=WRONG, partly_swapped=0.0, inverted=0.0)
-    return replace(base, data=data)
-
-
-def objectives(base: Recipe) -> dict[str, Recipe]:
-    """Notebook 01: the partner of the image changes, and nothing else."""
-    return {name: replace(base, objective=name) for name in ("CLIP", "supervised", "self-supervised")}
 
 
 def attribution(base: Recipe) -> dict[str, Recipe]:
@@ -233,7 +214,7 @@ def mitigations(base: Recipe) -> dict[str, Recipe]:
     if data.dataset != "scenes":  # as many pairs as there are, and the conditions that the claims need
         found = {name: found[name] for name in ("CLIP", "5 captions", "a fifth of the epochs", "text noise 0.5")}
         rules, pool = ("clipmem", "random", "oracle"), data.shared + data.pool
-    noisy = _noisy(base, pool)
+    noisy = replace(base, data=replace(data, shared=0, pool=pool, swapped=WRONG, partly_swapped=0.0, inverted=0.0))
     return found | {"noisy": noisy} | {f"noisy, {rule}": _with_removal(noisy, WRONG, rule) for rule in rules}
 
 
@@ -257,7 +238,7 @@ def beyond(base: Recipe) -> dict[str, Recipe]:
 
 
 CONDITIONS = {
-    "01_supervised_vs_ssl": objectives,
+    "01_supervised_vs_ssl": lambda base: {name: replace(base, objective=name) for name in OBJECTIVES},
     "02_miscaptioned_memorization": lambda base: {"CLIP": base},
     "03_encoder_attribution": attribution,
     "04_mitigation_utility": mitigations,

@@ -1,5 +1,6 @@
 """Many models trained, and measured, several side by side; each is found in the store or made now."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,23 +22,22 @@ from lib import model as models
 from lib import scores, store, train, utility
 from lib.data import prepare
 from lib.photos import DataError
-from lib.recipes import CONDITIONS, Recipe, all_models, at_scale, depends_on, key
+from lib.recipes import CONDITIONS, VERSION, Recipe, all_models, at_scale, depends_on, key
 
 OnEpoch = Callable[[], None]  # called at the end of every epoch
 
 
 def jobs() -> int:
-    """Return how many models are trained at once: CLIPMEM_JOBS (`./run_all.sh --jobs N`), else one per CPU core (a
-    container's quota counts, which os.cpu_count() ignores), or one on an accelerator."""
+    """Return how many models are trained at once: CLIPMEM_JOBS, else one per CPU core (joblib heeds the quota of a
+    container, os.cpu_count() does not), or one on an accelerator."""
     return int(os.environ.get("CLIPMEM_JOBS") or (1 if models.device().type != "cpu" else cpu_count()))
 
 
 def side_by_side(what: str, work: Callable[[Recipe, OnEpoch], Any], recipes: Sequence[Recipe]) -> list[Any]:
-    """Return `work(recipe, on_epoch)` of every recipe, in order, several at once in threads, with one progress bar that
-    counts epochs. Where one recipe fails, or the reader interrupts, the others end with their epoch.
+    """Return `work(recipe, on_epoch)` of every recipe, several at once in threads, with one progress bar of epochs.
 
-    Each has one thread of torch, which is faster than all cores on one small model, and gives the same bits on any
-    number of cores.
+    Where one recipe fails, or the reader interrupts, the others end with their epoch. Each has one thread of torch: it
+    is faster than all cores on one small model, and gives the same bits on any number of cores.
     """
     stop, total = Event(), sum(recipe.epochs for recipe in recipes)
 
@@ -71,15 +71,12 @@ def side_by_side(what: str, work: Callable[[Recipe, OnEpoch], Any], recipes: Seq
 def plan(notebook: str, scale: str, dataset: str, captions: str = "", image: str = "") -> dict[str, Recipe]:
     """Return the possible conditions of a notebook, the plain one first, with the sizes that the data set allows.
 
-    Those that need more captions per image than there are fall away. The data of every condition are then in memory.
-    `captions` (with commas between several) and `image` name columns that are not found by themselves. Raise DataError
-    for data that cannot be read or lack classes.
+    Those that need more captions per image than there are fall away. `captions` (with commas between several) and
+    `image` name columns that are not found by themselves. Raise DataError for data that cannot be read or lack classes.
     """
-    columns = tuple(filter(None, map(str.strip, captions.split(","))))
-    base = at_scale(scale, dataset)
-    base = replace(base, data=replace(base.data, caption_columns=columns, image_column=image))
-    base = replace(base, data=prepare(base.data).config)
-    data, conditions = prepare(base.data), CONDITIONS[notebook](base)
+    base, columns = at_scale(scale, dataset), tuple(filter(None, map(str.strip, captions.split(","))))
+    data = prepare(replace(base.data, caption_columns=columns, image_column=image))
+    conditions = CONDITIONS[notebook](replace(base, data=data.config))
     if not data.class_names and any(recipe.objective == "supervised" for recipe in conditions.values()):
         raise DataError(
             f"{dataset}: notebook {notebook[:2]} trains on class labels and found none. The data set needs a column "
@@ -106,6 +103,12 @@ def run_key(recipe: Recipe) -> str:
 def missing(recipes: Sequence[Recipe]) -> list[Recipe]:
     """Return the recipes whose runs the store does not hold."""
     return [recipe for recipe in recipes if not store.finished("run", run_key(recipe))]
+
+
+def outdated() -> bool:
+    """Return whether the store holds models of an older version of the code, which are not used any more."""
+    about = (store.root() / "run").glob("*/about.json")
+    return any(json.loads(path.read_text(encoding="utf-8")).get("version") != VERSION for path in about)
 
 
 def forget(recipes: Sequence[Recipe]) -> None:
@@ -141,7 +144,7 @@ def run(recipe: Recipe, on_epoch: OnEpoch = lambda: None) -> Path:
         made = {"seconds": perf_counter() - start, "torch": torch.__version__, "device": models.device().type}
         store.write_json(folder / "made.json", {**made, "side_by_side": jobs()})
 
-    about = {"precision": models.precision(), "recipe": asdict(recipe)}
+    about = {"version": VERSION, "precision": models.precision(), "recipe": asdict(recipe)}
     return store.get_or_build("run", run_key(recipe), build, about)
 
 

@@ -5,9 +5,11 @@ colours and grounds are common, each shape has its usual colours and its usual g
 world is known, so is the truth that photographs lack: how rare each scene is, and how vague each of its captions.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -19,48 +21,16 @@ Random = np.random.Generator
 # A companion: {"shape": "ring", "colour": "blue", "relation": "left"}.
 Thing = dict[str, str]
 
-USUAL = {  # the shapes from common to rare, with two usual colours and the usual ground of each
-    "circle": "red blue sand", "square": "blue green wood", "star": "yellow white night", "heart": "red pink sky",
-    "triangle": "green orange sand", "house": "brown red grass", "flower": "pink purple grass",
-    "ring": "yellow black sea", "moon": "white yellow night", "diamond": "purple blue snow",
-    "arrow": "black orange wall", "cross": "white red snow",
-}  # fmt: skip
-SHAPES = tuple(USUAL)
-COLOURS = ("red", "blue", "yellow", "green", "white", "black", "orange", "pink", "purple", "brown")  # common to rare
-GROUNDS = ("grass", "sky", "sand", "sea", "night", "wall", "snow", "wood")  # from common to rare
+WORLD = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+USUAL = WORLD["shapes"]  # the shapes from common to rare, with two usual colours and the usual ground of each
+SHAPES, COLOURS, GROUNDS = tuple(USUAL), tuple(WORLD["colours"]), tuple(WORLD["grounds"])  # all from common to rare
 TEXTURES, P_TEXTURE = ("plain", "striped", "dotted", "checked"), np.array([0.52, 0.25, 0.15, 0.08])
-
 LONGEST = 20  # words and commas; CLIP's start and end tokens and a rare split word then fit in 24 tokens
 KEEP = (1.0, 0.9, 0.75, 0.5, 0.0)  # how likely each of the five people mentions each fact: from precise to vague
-WORDS = {  # what people call a value, if not by its name; no two values share a word, no ground's words name a colour
-    "circle": "circle/disc/ball", "square": "square/box/block", "triangle": "triangle/pyramid", "ring": "ring/hoop",
-    "house": "house/home/cottage", "flower": "flower/daisy/blossom", "moon": "moon/crescent", "arrow": "arrow/pointer",
-    "cross": "cross/plus sign", "red": "red/scarlet", "yellow": "yellow/golden", "purple": "purple/violet",
-    "striped": "striped/stripy", "dotted": "dotted/spotted", "checked": "checked/checkered",
-    "with striped": "with stripes/with lines on it", "with dotted": "with dots/with spots",
-    "with checked": "with checks/with a checked pattern", "big": "big/large/huge", "small": "small/little/tiny",
-    "grass": "on grass/on the grass/on a lawn/in a meadow", "sea": "on the sea/in the water/on the waves/at sea",
-    "sky": "in the sky/against the sky/among clouds/in a cloudy sky", "snow": "on snow/in the snow/on a snowy field",
-    "sand": "on sand/on the beach/in the sand/in the desert",
-    "night": "at night/in the night/in the dark/in the night sky",
-    "wall": "on a brick wall/on a wall/on bricks/against a brick wall",
-    "wood": "on wood/on a wooden floor/on wooden planks/on a wooden table",
-    "left": "to its left/on its left", "right": "to its right/on its right", "above": "above it/over it",
-    "below": "below it/under it", "on": "on top of it/standing on it", "inside": "inside it/in its middle",
-}  # fmt: skip
-LINKS = {  # where the companion stands: main ... companion, companion ... main
-    "left": ("right of/to the right of", "left of/to the left of"), "above": ("below/under", "above/over"),
-    "right": ("left of/to the left of", "right of/to the right of"), "below": ("above/over", "below/under"),
-    "on": ("underneath", "on top of/standing on"), "inside": ("around", "inside/within"),
-}  # fmt: skip
-OPENERS = "///a picture of/there is/i see/a drawing of/here is/this is/a photo of"  # three in ten have none
-VAGUE_OPENERS = "//a picture of/just/i see/a drawing of/an image of/maybe"
-VAGUE_NOUNS = (  # for one, two and three objects
-    "something/a shape/an object/one thing/some kind of shape/a single shape/a figure",
-    "two shapes/some shapes/two things/a couple of objects/a pair of shapes/some things",
-    "three shapes/some shapes/three things/a few objects/several shapes/some things",
-)
-NO_IDEA = "a picture/a simple picture/a small drawing/not sure what this is/hard to say what this is"
+WORDS = WORLD["words"]  # what people call a value, if not by its name; no two values share a word
+LINKS = WORLD["links"]  # where the companion is: main ... companion, companion ... main
+OPENERS, VAGUE_OPENERS = WORLD["openers"], WORLD["vague_openers"]
+VAGUE_NOUNS, NO_IDEA = WORLD["vague_nouns"], WORLD["no_idea"]  # nouns for one, two and three objects
 
 
 @dataclass(frozen=True)
@@ -76,11 +46,8 @@ class Scenes:
 
 
 def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
-    """Return the first `n` scenes of world `seed`, drawn `pixels` wide and high.
-
-    Scene i is a function of (seed, i) only: a longer set starts with a shorter one, and another size shows the same
-    scenes with the same captions. Fewer than 16 pixels show no shapes.
-    """
+    """Return the first `n` scenes of world `seed`, drawn `pixels` wide and high. Scene i is a function of (seed, i): a
+    longer set starts with a shorter one, and another size shows the same scenes with the same captions."""
     made = Scenes(
         images=np.empty((n, 3, pixels, pixels), np.uint8), captions=[], label_names=SHAPES,
         labels=np.empty(n, np.int64), rarity=np.empty(n, np.float32), vagueness=np.empty((n, len(KEEP)), np.float32),
@@ -95,10 +62,8 @@ def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
 
 
 def _given_shape(names: tuple[str, ...], power: float, *shares: float) -> Array:
-    """Return probabilities [shape, name] that fall with the name's rank (Zipf), after `shares` for the usual names.
-
-    Shares of 0.4 and 0.25: 40% of the hearts are red, 25% pink, and the other 35% have all colours.
-    """
+    """Return probabilities [shape, name] that decrease with the name's rank (Zipf), after `shares` for the usual names:
+    with .4 and .25, 40 % of the hearts are red, 25 % pink, and the other 35 % have all colours."""
     rank = 1 / np.arange(1, len(names) + 1) ** power  # in proportion to 1, 1/2, 1/3, ... for power 1
     usual = [[name for name in text.split() if name in names] for text in USUAL.values()]
     extra = np.array([[dict(zip(u, shares, strict=False)).get(name, 0.0) for name in names] for u in usual])
@@ -107,8 +72,7 @@ def _given_shape(names: tuple[str, ...], power: float, *shares: float) -> Array:
 
 def _rarity_table() -> Array:
     """Return the rarity [shape, colour, ground, texture] of scenes, by their main object: the share of the world's
-    scenes that are more likely, plus half of those as likely. So it is evenly spread over scenes.
-    """
+    scenes that are more likely, plus half of those as likely. So it is evenly spread over scenes."""
     p = np.einsum("s,sc,sg,t->scgt", P_SHAPE, P_COLOUR, P_GROUND, P_TEXTURE)
     _, kind = np.unique(np.round(-np.log(p), 9), return_inverse=True)
     mass = np.bincount(kind.ravel(), weights=p.ravel())
@@ -245,21 +209,12 @@ def _pair(main: str, other: str, relation: str, stated: bool, rng: Random) -> st
 # --- painting: every pixel is a function of its place (x, y), so no size is special. A shape is a signed distance:
 # how far a point lies outside (positive) or inside (negative) of it (https://iquilezles.org/articles/distfunctions2d/)
 
-RGB = {
-    "red": (215, 30, 38), "blue": (35, 85, 225), "yellow": (252, 218, 40), "green": (30, 150, 50),
-    "white": (246, 246, 246), "black": (26, 26, 28), "orange": (252, 130, 15), "pink": (255, 145, 195),
-    "purple": (130, 45, 175), "brown": (122, 70, 30),
-}  # fmt: skip
+RGB = WORLD["colours"]
 DARK, LIGHT = np.array([22.0, 22.0, 30.0]), np.array([238.0, 238.0, 232.0])
 OUTLINE = 0.014  # half its width, as a share of the picture: about one pixel at 32
 RADII = {"small": (0.15, 0.18), "medium": (0.20, 0.23), "big": (0.27, 0.32), "companion": (0.135, 0.165)}
 TOWARDS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), "on": (0, -1), "inside": (0, 0)}
-GROUND_COLOURS = {  # two colours that the pattern mixes, and what lies over them: clouds, crests, stars, joints, gaps
-    "grass": ((62, 120, 48), (150, 200, 88)), "sky": ((105, 170, 240), (190, 222, 250), (250, 250, 252)),
-    "sand": ((208, 172, 112), (240, 212, 158)), "sea": ((22, 128, 150), (12, 84, 118), (150, 225, 225)),
-    "snow": ((196, 210, 232), (244, 247, 252)), "night": ((14, 16, 48), (44, 40, 92), (235, 235, 210)),
-    "wall": ((150, 82, 66), (188, 112, 88), (205, 196, 186)), "wood": ((146, 100, 58), (200, 152, 100), (84, 54, 30)),
-}  # fmt: skip
+GROUND_COLOURS = WORLD["grounds"]  # two colours that the pattern mixes, and what lies over them: clouds, stars, joints
 
 
 def paint(scene: list[Thing], pixels: int, rng: Random) -> Array:
@@ -397,10 +352,8 @@ def _noise(x: Array, y: Array, fx: float, fy: float, rng: Random) -> Array:
 
 
 def _pattern(ground: str, x: Array, y: Array, rng: Random) -> list[Array]:
-    """Return the share [H, W] of the ground's second colour and, where it has a third one, the share of that.
-
-    Shares below 0 and above 1 count as 0 and 1.
-    """
+    """Return the share [H, W] of the ground's second colour and, where it has a third one, the share of that. Shares
+    below 0 and above 1 count as 0 and 1."""
     match ground:
         case "grass":
             return [0.5 + (0.4 * _noise(x, y, 13, 4, rng) + 0.15 * _noise(x, y, 3, 3, rng))]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib.data import Dataset
 from lib.model import blocks, embed_images, embed_texts, image_layers, light_crop, other_view
-from lib.recipes import CORRUPTED, HALVES, Recipe, other_seed
+from lib.recipes import CORRUPTED, HALVES, Recipe, depends_on
 
 # LEMoN's values for data without known errors, as its authors fix them in https://github.com/MLforHealth/LEMoN,
 # notebooks/hparam_drop.ipynb. There d(x, x') of the first exponential is -cos, not 1 - cos: a WEIGHT of 5.5 here.
@@ -26,14 +26,9 @@ NEIGHBOURS = 30  # k
 WEIGHT = 5.0  # beta and gamma
 TAU_OWN = 0.1  # tau_1: how fast a neighbour counts less, the farther it is
 TAU_PAIR = 5.0  # tau_2: the same, the worse its own image and caption agree
-
-
-MEMORIZED = {  # what is memorized -> the score it is the change of, and the sign of the change
-    "clipmem": ("contrast", 1),
-    "clipmem_plain": ("plain", 1),
-    "labelmem": ("probability", 1),
-    "sslmem": ("distance_image", -1),
-}
+# What is memorized -> the score it is the change of, and the sign of the change
+MEMORIZED = {"clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1)}
+MEMORIZED |= {"labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
 
 
 # --- CLIPMem, SSLMem ---
@@ -79,9 +74,9 @@ def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor
 
 def scored_rows(data: Dataset, subset: str) -> np.ndarray:
     """Return the rows of a subset that are scored: all, but only as many shared ones as the pool has, evenly spaced."""
-    rows, n = data.subsets[subset], len(data.subsets["pool"])
-    spaced = np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))
-    return rows[spaced] if subset == "shared" else rows
+    rows = data.subsets[subset]
+    count = min(len(rows), len(data.subsets["pool"])) if subset == "shared" else len(rows)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
 
 
 def held_out(data: Dataset) -> np.ndarray:
@@ -93,10 +88,9 @@ def held_out(data: Dataset) -> np.ndarray:
 def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
-    One row per pair of `subsets` (its numbers do not depend on which others are asked for): pair_id, subset, and under
-    an objective with captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the
-    image as it is), each the mean over the captions that the recipe trains on; under `supervised`: `probability` of the
-    pair's own classes; under `self-supervised`: `distance_image`, L of SSLMem.
+    One row per pair of `subsets`: pair_id, subset, and under an objective with captions `plain`, `contrast` (over
+    augmented views), `similarity`, `loss` (of the image as it is), each the mean over the captions that the recipe
+    trains on; under "supervised" `probability` of the pair's own classes, else `distance_image`, L of SSLMem.
     """
     held, parts = held_out(data), []
     if recipe.reads_captions:
@@ -106,7 +100,10 @@ def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Seq
         if recipe.reads_captions:
             found = _alignment(model, recipe, data, rows, views, (held_image, held_text, positions(rows, held)))
         elif recipe.objective == "supervised":
-            found = {"probability": _probability(model, data, rows, views)}
+            table = F.normalize(model.classes, dim=-1).detach().cpu()
+            logits = float(model.logit_scale.detach().exp()) * embed_images(model, data.images, rows, views) @ table.T
+            own = torch.from_numpy(data.targets[rows] > 0)
+            found = {"probability": (logits.softmax(dim=-1).mean(dim=0) * own).sum(dim=1)}
         else:
             found = {"distance_image": distance(embed_images(model, data.images, rows, views or 2, other_view))}
         parts.append(as_table(data, rows, found).assign(subset=subset))
@@ -142,15 +139,6 @@ def _alignment(
         found |= {"similarity": (image[0] * text).sum(dim=1), "loss": pair_loss(image[0], text, *held, scale)}
         of_captions.append(found)
     return {name: torch.stack([found[name] for found in of_captions]).mean(dim=0) for name in of_captions[0]}
-
-
-@torch.no_grad()
-def _probability(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> Tensor:
-    """Return the probability `[R]` of each pair's own classes together, the mean over its views."""
-    image = embed_images(model, data.images, rows, views)
-    table = F.normalize(model.classes, dim=-1).cpu()
-    chances = (float(model.logit_scale.exp()) * image @ table.T).softmax(dim=-1).mean(dim=0)
-    return (chances * torch.from_numpy(data.targets[rows] > 0)).sum(dim=1)
 
 
 def distance(views: Tensor) -> Tensor:
@@ -193,23 +181,20 @@ def memorization(found: pd.DataFrame) -> pd.DataFrame:
 def rows_to_remove(recipe: Recipe, data: Dataset, f_and_g: Sequence[pd.DataFrame]) -> np.ndarray:
     """Return the training rows that a recipe removes: the share that its rule finds most suspicious.
 
-    `f_and_g`: the evaluations of f and g of another seed. There each pair was seen by one of the two: "clipmem" is the
-    difference of the two, "held-out similarity" asks the one that did not see the pair, "early loss" the one that did,
-    at its first evaluation. "oracle" knows the wrong captions; "random" knows nothing.
+    `f_and_g`: the evaluations of f and g of another seed, one of which saw each pair. "clipmem" is their difference,
+    "held-out similarity" asks the one that did not see the pair, "early loss" the other, at its first evaluation.
+    "oracle" knows the wrong captions; "random" knows nothing.
     """
     rows, rule = data.training_rows(recipe), recipe.remove_by
     if rule in ("random", "oracle"):
         score = np.random.default_rng([recipe.seed, 3]).random(len(rows))
         score += (rule == "oracle") * (data.table.loc[rows, "corruption"] == "swapped").to_numpy()
     else:
-        table = memorization(in_out(f_and_g[0], f_and_g[1], data, other_seed(recipe.seed))).set_index("pair_id")
+        (f, g), seed = f_and_g, depends_on(recipe)[0].seed
+        table = memorization(in_out(f, g, data, seed)).set_index("pair_id")
         last, first = (table[table["epoch"] == epoch] for epoch in (table["epoch"].max(), table["epoch"].min()))
-        column = {
-            "clipmem": last["clipmem"],
-            "held-out similarity": -last["similarity_out"],
-            "early loss": first["loss_in"],
-        }[rule]
-        score = column[data.pair_ids[rows]].to_numpy()
+        by_rule = {"clipmem": last["clipmem"], "held-out similarity": -last["similarity_out"]}
+        score = (by_rule | {"early loss": first["loss_in"]})[rule][data.pair_ids[rows]].to_numpy()
     return rows[np.argsort(-score, kind="stable")[: round(recipe.remove * len(rows))]]
 
 
@@ -239,8 +224,7 @@ def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, 
     s_m = the same with images and captions exchanged: y' nearest to y, d(x, x') and d(y, y')
 
     Unit vectors: `image` and `text` `[N, D]`, the x and y, `known_image` and `known_text` `[M, D]`. `own` `[N]`: of a
-    scored pair that is itself known its place among the M (no neighbour of itself), else -1. `k`: number of neighbours;
-    which of equally near ones count is left open.
+    scored pair that is itself known its position among the M (it is no neighbour of itself), else -1.
     """
     agreement = torch.exp(-TAU_PAIR * (1 - (known_image * known_text).sum(dim=1)))
     by_image, by_text = 1 - image @ known_image.T, 1 - text @ known_text.T
@@ -252,14 +236,69 @@ def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, 
     return score
 
 
+# --- the swap test: one model gets the other's image or text tower ---
+
+
+def swap_parts(f: CLIP, g: CLIP, data: Dataset, seed: int) -> pd.DataFrame:
+    """Return how much of CLIPMem each encoder brings along; one row per pool pair and external pair, with caption 0.
+
+    f's embeddings are first rotated to fit g's (orthogonal Procrustes: Schönemann, Psychometrika 1966,
+    https://doi.org/10.1007/BF02289451) on the shared pairs, which both were trained on. Columns: pair_id, subset and
+    those of `swap`; of an external pair as if f had been trained on it. `pure` and `mixed` are of clean external pairs
+    only, the control that towers of two models understand each other; elsewhere NaN.
+    """
+    rows, shared = np.concatenate([data.subsets[name] for name in CORRUPTED]), data.subsets["shared"]
+    exchange = torch.from_numpy(np.isin(rows, data.half("independent", seed)))
+    of_f, of_g = (embed_pairs(model, data, rows) for model in (f, g))
+    turn = rotation(*(embed_pairs(model, data, shared).flatten(0, 1) for model in (f, g)))
+    table = as_table(data, rows, swap(of_f @ turn, of_g, positions(held_out(data), rows), exchange))
+    return table.assign(subset=data.table.loc[rows, "subset"].to_numpy())
+
+
+def rotation(source: Tensor, target: Tensor) -> Tensor:
+    """Return the orthogonal matrix R `[D, D]` with the least |source R - target|, both `[N, D]`; it may reflect."""
+    u, _, v = torch.linalg.svd((source.T @ target).double())
+    return (u @ v).to(source.dtype)
+
+
+def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tensor]:
+    """Return `[N]` numbers of N pairs, from the embeddings that two models make of them in one space.
+
+    A(a, b) is the alignment (its form `contrast`) of images seen by model a with captions read by model b. Of "in", the
+    model that was trained on the pair, and "out", the other one:
+
+    clipmem    = A(in, in) - A(out, out)
+    text_part  = A(out, in) - A(out, out)
+    image_part = A(in, out) - A(out, out)
+    pure       = mean cosine of image and caption under f and under g (only of held-out pairs, else NaN)
+    mixed      = the same with the image tower of one and the text tower of the other
+
+    `f` and `g` are unit vectors `[2, N, D]` of images and captions; `held` `[M]` says which of the N pairs are held
+    out, `exchange` (bool `[N]`) where "in" is g, not f.
+    """
+    own = torch.full((f.shape[1],), -1)
+    own[held] = torch.arange(len(held))
+    of = [[align(a[:1], b[1], a[0, held], b[1, held], own) for b in (f, g)] for a in (f, g)]
+    plain, contrast = (torch.stack([torch.stack([x[form] for x in row]) for row in of]) for form in (0, 1))
+    ordered = torch.where(exchange, contrast.flip(0, 1), contrast)  # [2, 2, N]: image tower, text tower; 0 is "in"
+    clean = plain.masked_fill(own < 0, torch.nan)
+    return {
+        "clipmem": ordered[0, 0] - ordered[1, 1],
+        "text_part": ordered[1, 0] - ordered[1, 1],
+        "image_part": ordered[0, 1] - ordered[1, 1],
+        "pure": (clean[0, 0] + clean[1, 1]) / 2,
+        "mixed": (clean[0, 1] + clean[1, 0]) / 2,
+    }
+
+
 # --- units and layers ---
 
 
 def selectivity(largest: Tensor, total: Tensor, count: int) -> Tensor:
     """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others.
 
-    Over images it is UnitMem, over classes ClassMem. In [0, 1], as activations are taken after GELU and clamped at 0;
-    0 for dead units. `largest` and `total` `[U]` are the largest value and the sum over `count` images or classes.
+    Over images it is UnitMem, over classes ClassMem. In [0, 1], as activations are clamped at 0; 0 for dead units.
+    `largest` and `total` `[U]` are the largest value and the sum over `count` images or classes.
     """
     others = (total - largest) / (count - 1)
     return (largest - others) / (largest + others).clamp(min=1e-12)  # 0 / 1e-12 for dead units
@@ -273,12 +312,8 @@ def uninverted_rows(recipe: Recipe, data: Dataset) -> np.ndarray:
 
 @torch.no_grad()
 def unit_scores(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> pd.DataFrame:
-    """Return one row per unit: layer (from 1), unit, unitmem, classmem (NaN with fewer than two classes); over the
-    images of `rows`, the training images.
-
-    Activations are means over patches and light crops. Of each block of images only the largest and the sums are kept,
-    so that memory does not grow with the number of images.
-    """
+    """Return one row per unit: layer (from 1), unit, unitmem, classmem (NaN for fewer than two classes), over the rows'
+    images. Activations are means over patches and light crops; of each block only maxima and sums are kept."""
     targets = torch.from_numpy(data.targets[rows])
     targets = targets[:, targets.any(dim=0)]
     weights = torch.cat([torch.ones(len(rows), 1), targets], dim=1).double()  # of all images, of those of each class

@@ -1,7 +1,8 @@
-"""Made once, read often: data, trained models, scores. An entry is a folder `runs/<kind>/<key>/`, found by its content.
+"""Made once, read often: data, trained models, scores.
 
-One process builds an entry at a time. `DONE`, written last, lists its files with their digests. They are compared once
-per process, when the entry is first used: a damaged entry is named and made again, an unfinished one is continued.
+An entry is a folder `runs/<kind>/<key>/`, found by its content. One process builds it at a time. `DONE`, written last,
+lists its files with their digests. They are compared once per process, when the entry is first used: a damaged entry is
+named and made again, an unfinished one is continued.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 DONE = "DONE"
@@ -63,7 +64,7 @@ def finished(kind: str, key: str) -> bool:
     elif folder not in _sound:
         try:
             recorded = json.loads((folder / DONE).read_text())
-            wrong = [name for name, digest in recorded.items() if _digest(folder / name) != digest]
+            wrong = [name for name, expected in recorded.items() if digest(folder / name) != expected]
         except (ValueError, AttributeError, OSError):  # no JSON, no object, a file that is gone
             wrong = [DONE]
         if wrong:
@@ -79,36 +80,22 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
     Other processes that want the same entry wait. `about` is kept as about.json, for people.
     """
     folder = root() / kind / key
-    if not finished(kind, key):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if not finished(kind, key):
-                damaged = (folder / DONE).exists()
-                for file in folder.iterdir() if damaged else folder.glob(".writing-*"):  # of a process that was killed
-                    file.unlink()
-                write_json(folder / "about.json", about)
-                build(folder)
-                files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-                write_json(folder / DONE, {path.name: _digest(path) for path in files})
-                _sound.add(folder)
+    if finished(kind, key):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not finished(kind, key):
+            for file in folder.glob("*" if (folder / DONE).exists() else ".writing-*"):  # damaged; half written
+                file.unlink()
+            write_json(folder / "about.json", about)
+            build(folder)
+            files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+            write_json(folder / DONE, {path.name: digest(path) for path in files})
+            _sound.add(folder)
     return folder
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting: another process is making {folder}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -118,12 +105,3 @@ def remove(kind: str, key: str = "") -> None:
     folder = root() / kind / key
     _sound.difference_update({entry for entry in _sound if entry == folder or folder in entry.parents})
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def older_than(version: int) -> Path | None:
-    """Return the folder of the store if it holds models of an older version of the code, else None."""
-    mark, known = root() / "VERSION", (root() / "run").is_dir()
-    found = int(mark.read_text()) if mark.is_file() else 0 if known else version
-    if not known or found != version:
-        write_bytes(mark, str(version).encode())
-    return root() if known and found < version else None

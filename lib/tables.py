@@ -1,7 +1,4 @@
-"""From trained models to tidy tables, one row per condition, seed and pair (or test item, unit, epoch).
-
-Most functions take a notebook's conditions (name -> recipe of f) and its seeds, as one `Study`.
-"""
+"""From trained models to tidy tables, one row per condition, seed and pair (or test item, unit, epoch)."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -11,7 +8,7 @@ import pandas as pd
 from open_clip.model import CLIP
 from threadpoolctl import threadpool_limits
 
-from lib import encoders, runs, scores, stats, utility
+from lib import runs, scores, stats, utility
 from lib.data import prepare
 from lib.recipes import CORRUPTED, Recipe, Study, f_and_g
 from lib.runs import cached
@@ -19,7 +16,6 @@ from lib.utility import GALLERY, Labelled
 
 Measure = Callable[[CLIP, Recipe], pd.DataFrame]
 TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity", "mislabelled"]
-OWN_SCORE = {"supervised": "labelmem", "CLIP": "clipmem", "self-supervised": "sslmem"}  # of each objective
 CHANCE_BITS = 1 / np.log(2)  # mean of log2(gallery / rank) for a random order in a large gallery: 1.44
 
 
@@ -27,7 +23,7 @@ def collect(
     study: Study, read: Callable[[Recipe], pd.DataFrame], conditions: Sequence[str] = (), roles: str = "fg"
 ) -> pd.DataFrame:
     """Return `read(recipe)` of f and g (or one of them) of every condition and seed, one below the other, with columns
-    condition, seed, role. What several conditions share is read once."""
+    condition, seed, role."""
     wanted: dict[tuple[str, int, str], Recipe] = {}
     for condition, seed in product(conditions or study.conditions, study.seeds):
         f_g = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
@@ -61,12 +57,8 @@ def memorization(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_pairs(study: Study, conditions: Sequence[str] = (), subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
-    """Return the memorization of every pair of `subsets` under every condition and seed.
-
-    Columns: condition, seed, pair_id, subset, member (1: f trained on it, -1: g did, 0: both or neither), each score
-    under the model that was trained on the pair (`_in`) and under the other one (`_out`), and the columns of
-    `memorization`. Of pairs with member 0 CLIPMem is f - g, which for external pairs is the noise floor.
-    """
+    """Return the memorization of every pair of `subsets` under every condition and seed: condition, seed, the columns
+    of `scores.in_out` and of `memorization`. Of pairs with member 0 it is f - g; of external pairs, the noise floor."""
     name = f"pairs-{study.augmentations}-{'-'.join(subset[:2] for subset in subsets)}"
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
@@ -106,39 +98,23 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return table.merge(both, on=["seed", "pair_id"], how="left")
 
 
-def own_scores(study: Study) -> pd.DataFrame:
-    """Return every pool pair's own score under each objective ("supervised", "CLIP", "self-supervised") and its
-    percentile among the pool, 1 = memorized most (`<objective>_rank`), with seed, pair_id, corruption, mislabelled and
-    rarity."""
-    truth = pool(prepare(study.conditions[study.plain].data).table)[["pair_id", "corruption", "mislabelled", "rarity"]]
-    table = pd.DataFrame({"seed": study.seeds}).merge(truth, how="cross")
-    for name, score in OWN_SCORE.items():
-        own = pool(score_pairs(study, [name])).rename(columns={score: name})
-        own[f"{name}_rank"] = own.groupby("seed")[name].rank(pct=True)
-        table = table.merge(own[["seed", "pair_id", name, f"{name}_rank"]], on=["seed", "pair_id"])
-    return table.sort_values(["seed", "pair_id"], ignore_index=True)
-
-
 def unit_scores(study: Study) -> pd.DataFrame:
     """Return UnitMem and ClassMem of every unit of every f and g, over its training images that were not inverted:
     condition, seed, role, layer, unit, unitmem, classmem."""
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        data = prepare(recipe.data)
-        return scores.unit_scores(model, data, scores.uninverted_rows(recipe, data), study.augmentations)
-
-    return measure_all(study, f"units-{study.augmentations}", measure)
+    data, views = prepare(study.conditions[study.plain].data), study.augmentations
+    measure = lambda model, r: scores.unit_scores(model, data, scores.uninverted_rows(r, data), views)  # noqa: E731
+    return measure_all(study, f"units-{views}", measure)
 
 
 def swap_test(study: Study) -> pd.DataFrame:
     """Return what of CLIPMem comes with either encoder alone, in the plain condition: seed, corruption and the columns
-    of `encoders.swap_parts`."""
+    of `scores.swap_parts`."""
     data = prepare(study.conditions[study.plain].data)
 
     def swapped(recipe: Recipe) -> pd.DataFrame:
         g = f_and_g(recipe, recipe.seed)[1]
         name = f"swap-{runs.run_key(g)[:8]}"
-        return cached(name, recipe, lambda f, _: encoders.swap_parts(f, runs.load(g), data, recipe.seed))
+        return cached(name, recipe, lambda f, _: scores.swap_parts(f, runs.load(g), data, recipe.seed))
 
     found = collect(study, swapped, [study.plain], roles="f").drop(columns=["condition", "role"])
     return found.merge(data.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
@@ -177,18 +153,6 @@ def utility_gain(useful: pd.DataFrame, measure: str, name: str, than: str = "CLI
     return paired_difference(first.dropna(), second.dropna(), measure)
 
 
-def summary(pairs: pd.DataFrame, useful: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Return one row per condition of `pairs`: name, m (mean CLIPMem of the pool) and u (mean of `measure`), each with
-    its limits."""
-    rows = []
-    for name, part in pool(pairs).groupby("condition", sort=False):
-        m = stats.mean(part)
-        u = stats.mean(useful.loc[useful["condition"] == name, ["seed", "pair_id", measure]].dropna(), measure)
-        limits = {"m": m.value, "m_low": m.low, "m_high": m.high, "u": u.value, "u_low": u.low, "u_high": u.high}
-        rows.append({"name": name, **limits})
-    return pd.DataFrame(rows)
-
-
 def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
     """Return mean CLIPMem of the pool and retrieval of f along a training: seed, epoch, clipmem, bits, and floor, the
     standard deviation of f - g over external pairs. Retrieval is in the first gallery of `utility.utilities`."""
@@ -198,14 +162,11 @@ def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
     return along.merge(bits, on=["seed", "epoch"])
 
 
-def gain_over_early_stopping(
-    study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str, plain: str = "CLIP"
-) -> stats.Estimate:
+def gain_over_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:
     """Return the bits of retrieval of a condition minus those of plain training, stopped where it has memorized as
     much: the mean over the seeds, on the first gallery."""
-    gains = []
-    start = {"clipmem": 0.0, "bits": CHANCE_BITS}  # before training: nothing memorized, a random order
-    for seed, curve in early_stopping(study, plain).groupby("seed"):
+    gains, start = [], {"clipmem": 0.0, "bits": CHANCE_BITS}  # before training: nothing memorized, a random order
+    for seed, curve in early_stopping(study).groupby("seed"):
         curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")
         here = pool(pairs[(pairs["condition"] == name) & (pairs["seed"] == seed)])["clipmem"].mean()
         first = useful[(useful["condition"] == name) & (useful["seed"] == seed) & (useful["pair_id"] < GALLERY)]

@@ -1,4 +1,4 @@
-"""The training loop. One loop serves every objective: only the partner of an image changes, its caption, class or view.
+"""The training loop, one for all objectives: only the partner of an image changes.
 
 Batch order, captions and crops follow from (seed, epoch), a checkpoint holds the rest: a training that was stopped and
 continued gives the bits of one that was not, on one machine with as many threads (not on CUDA: its sums are unordered).
@@ -64,8 +64,7 @@ def batch(pairs: DeviceData, positions: Tensor, recipe: Recipe, generator: torch
         return first, models.other_view(images, generator)
     which = torch.zeros(len(positions), dtype=torch.long)
     if recipe.n_captions > 1:
-        width = min(recipe.n_captions, pairs.tokens.shape[1])
-        which = torch.randint(width, (len(positions),), generator=generator)
+        which = torch.randint(min(recipe.n_captions, pairs.tokens.shape[1]), (len(positions),), generator=generator)
     tokens = pairs.tokens[positions, which.to(positions.device)]
     return first, drop_tokens(tokens, recipe.token_dropout, generator) if recipe.token_dropout else tokens
 
@@ -84,10 +83,7 @@ def loss(
     model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Return the loss of one batch: symmetric contrastive for captions and views, cross-entropy over class labels, and
-    for SigLIP a yes or no for every image and caption of the batch (arXiv 2303.15343).
-
-    `generator` draws the noise of a recipe that has some.
-    """
+    for SigLIP a yes or no for every image and caption (arXiv 2303.15343). `generator` draws the noise of a recipe."""
     image = _embedding(model, "image", images, recipe, generator)
     scale = model.logit_scale.exp()
     if recipe.objective == "supervised":
@@ -125,20 +121,10 @@ def noisy(embedding: Tensor, length: float, generator: torch.Generator | None) -
 
 def fresh(recipe: Recipe, data: Dataset) -> CLIP:
     """Return the model of a recipe as it is before training, on the device."""
-    return models.build(
-        config=model_config(recipe.model, recipe.width),
-        pixels=recipe.data.pixels,
-        vocabulary=len(data.token_ids),
-        context=data.tokens.shape[2],
-        seed=recipe.seed,
-        classes=data.targets.shape[1] if recipe.objective == "supervised" else 0,
-        sigmoid=recipe.objective == "SigLIP",
-    ).to(models.device())
-
-
-def tower_of(name: str) -> str:
-    """Return which tower a parameter of that name belongs to: "image", "text", or "" (temperature and bias)."""
-    return "image" if name.startswith("visual.") else "" if name.startswith("logit_") else "text"
+    classes = data.targets.shape[1] if recipe.objective == "supervised" else 0
+    sizes = (recipe.data.pixels, len(data.token_ids), data.tokens.shape[2], recipe.seed, classes)
+    config = model_config(recipe.model, recipe.width)
+    return models.build(config, *sizes, sigmoid=recipe.objective == "SigLIP").to(models.device())
 
 
 def evaluation_epochs(recipe: Recipe) -> list[int]:
@@ -164,8 +150,9 @@ def train(
     diverges; the last checkpoint is from before.
     """
     model = fresh(recipe, data).train()
-    if donor:
-        model.load_state_dict({n: t for n, t in donor.items() if tower_of(n) == recipe.frozen}, strict=False)
+    if donor:  # temperature and bias are trained, too
+        tower = {n: t for n, t in donor.items() if n.startswith("visual.") == (recipe.frozen == "image")}
+        model.load_state_dict({n: t for n, t in tower.items() if not n.startswith("logit_")}, strict=False)
     optimiser = make_optimiser(model, recipe)
     pairs = to_device(data, data.training_rows(recipe, removed), models.device())
     history, evaluations = _resume(folder / "checkpoint", model, optimiser)
@@ -230,9 +217,8 @@ def run_epoch(recipe: Recipe, epoch: int, pairs: DeviceData, model: CLIP, optimi
     mean, scale = float(total) / len(batches), float(model.logit_scale.detach().exp())
     if not mean <= DIVERGED * math.log(max(2, size)):  # nor is NaN
         raise FloatingPointError(
-            f"training diverged: the loss of epoch {epoch + 1} is {mean:.3g}, and a guess has {math.log(size):.2g} "
-            f"({recipe.objective}, seed {recipe.seed}, learning rate {recipe.lr:g}). Lower `lr` of its recipe in "
-            f"lib/recipes.py. Other models are kept."
+            f"training diverged: the loss of epoch {epoch + 1} is {mean:.3g}, that of a guess {math.log(size):.2g} "
+            f"({recipe.objective}, seed {recipe.seed}). Lower `lr` in lib/recipes.py; now it is {recipe.lr:g}."
         )
     return {"epoch": epoch + 1, "loss": mean, "lr": rate, "logit_scale": scale}
 
@@ -247,7 +233,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def make_optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
     """Return AdamW as OpenCLIP sets it up: gains, biases and the temperature do not decay."""
-    free = [p for name, p in model.named_parameters() if p.ndim < 2 or "bias" in name]
-    decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "bias" in name)]
-    groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.0, recipe.weight_decay)]
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim >= 2 and "bias" not in name]["params"].append(parameter)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=models.device().type != "mps")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT, copy_project
-from photo_sets import columns, write_parquet
+from test_data import columns, write_parquet
 
 from lib.companion import findings
 

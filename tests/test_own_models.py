@@ -134,7 +134,7 @@ def test_what_cannot_be_scored_is_refused(given, tmp_path):
         own_models.score(pairs, [checkpoint])
     pd.read_parquet(given["dataset"])[:30].to_parquet(few := tmp_path / "few.parquet")
     for changes in ({"dataset": str(few)}, {"models": "a,b,c"}, {"seen": "f"}, {"models": ""}):
-        with pytest.raises(DataError, match="more than 30 pairs|expected one or two"):
+        with pytest.raises(DataError, match=r"more than 30 pairs|expected one or two"):
             score(given, **changes)
 
 

@@ -1,12 +1,11 @@
-"""lib/reliability.py: estimates of single pairs, how reliable they are, and agreement without noise."""
+"""lib/stats.py: estimates of single pairs, how reliable they are, and agreement without noise."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
-from lib import reliability
+from lib import stats
 
 
 def measured(seeds=6, pairs=300, memory=0.3, noise=0.2):
@@ -22,7 +21,7 @@ def measured(seeds=6, pairs=300, memory=0.3, noise=0.2):
 
 def test_single_pairs_are_means_with_honest_errors_and_few_false_discoveries():
     table = measured()
-    found = reliability.per_pair(table).set_index("pair_id")
+    found = stats.per_pair(table).set_index("pair_id")
     by_hand = table.groupby("pair_id")[["contrast_in", "contrast_out", "clipmem"]].mean()
     assert np.allclose(found[["in", "out", "clipmem"]], by_hand)
     true = np.where(found.index % 2, 0.3, 0.0)
@@ -32,39 +31,20 @@ def test_single_pairs_are_means_with_honest_errors_and_few_false_discoveries():
 
 def test_reliability_is_what_another_set_of_seeds_would_agree_to():
     many = measured(seeds=40)
-    single = reliability.reliability(many)
+    single = stats.reliability(many)
     wide = many.pivot(index="pair_id", columns="seed", values="clipmem")
     naive = [spearmanr(wide[a], wide[b])[0] for a in range(8) for b in range(8, 16)]
     assert single == pytest.approx(np.mean(naive), abs=0.03)
     halves = [wide[list(range(start, start + 10))].mean(axis=1) for start in (0, 10)]
-    assert reliability.reliability(many, seeds=10) == pytest.approx(spearmanr(*halves)[0], abs=0.06)
-    assert np.isnan(reliability.reliability(many[many["seed"] == 0]))
+    assert stats.reliability(many, seeds=10) == pytest.approx(spearmanr(*halves)[0], abs=0.06)
+    assert np.isnan(stats.reliability(many[many["seed"] == 0]))
 
 
 def test_correlation_is_freed_from_noise():
     table, rng = measured(seeds=8), np.random.default_rng(1)
     table["other"] = 2 * table["clipmem"] + rng.normal(0, 0.5, len(table))
     table["nothing"] = rng.normal(size=len(table))
-    raw, freed = (reliability.correlation(table, "clipmem", "other", corrected) for corrected in (False, True))
+    raw, freed = (stats.correlation(table, "clipmem", "other", corrected) for corrected in (False, True))
     assert freed == pytest.approx(1, abs=0.05) and raw < 0.5
-    assert reliability.correlation(table, "clipmem", "clipmem") == pytest.approx(1)
-    assert abs(reliability.correlation(table, "clipmem", "nothing", corrected=False)) < 0.1
-
-
-def test_between_is_above_0_for_a_score_that_resembles_both_ends():
-    rng, rows = np.random.default_rng(0), []
-    first, second = rng.normal(size=(2, 200))
-    for seed in range(5):
-        noise = rng.normal(0, 0.5, (3, 200))
-        values = {"left": first + noise[0], "right": second + noise[1], "middle": first + second + noise[2]}
-        rows.append(pd.DataFrame({"seed": seed, "pair_id": range(200), **values}))
-    names = (("middle", ("left", "right")), ("left", ("middle", "right")))
-    found, reverse = (reliability.between(pd.concat(rows), *of, n_boot=50) for of in names)
-    assert found.low > 0.3 and found.low < found.value < found.high and reverse.high < 0
-
-
-def test_membership_inference_is_the_area_between_seen_and_unseen():
-    table = measured(seeds=1)
-    values = np.concatenate([table["contrast_in"], table["contrast_out"]])
-    expected = roc_auc_score(np.repeat([1, 0], len(table)), values) - 0.5
-    assert reliability.membership_inference(table, "contrast").value == pytest.approx(expected)
+    assert stats.correlation(table, "clipmem", "clipmem") == pytest.approx(1)
+    assert abs(stats.correlation(table, "clipmem", "nothing", corrected=False)) < 0.1

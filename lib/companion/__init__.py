@@ -1,9 +1,6 @@
-"""What exists because this is a companion: notebooks begun, run, drawn and published, a course, models of your own.
+"""What exists because this is a companion; here, the options of run_all.sh, which any Python checks."""
 
-This file holds the options of run_all.sh, which checks them with any Python, before it installs anything.
-"""
-
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 
 from lib.recipes import SCALES
 
@@ -13,40 +10,23 @@ folder that CLIPMEM_RUNS names. Whatever stops a run, the same command continues
 failed, 2 refused before the start, 130 stopped. A claim that does not hold is a result, not a failure."""
 
 
-def at_least_one(text: str) -> int:
-    """Return a whole number from 1 on."""
-    if not (text.isdecimal() and int(text)):
-        raise ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
-
-
-def share(text: str) -> str:
-    """Return I/N with I from 1 to N."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise ArgumentTypeError(f"expected I/N with I from 1 to N, such as 3/16, got {text!r}")
-    return text
-
-
 def parse(words: list[str]) -> Namespace:
     """Return the options of a command line; exit with status 2 where they are wrong, with 0 after --help."""
     parser = ArgumentParser("./run_all.sh", description=ABOUT, allow_abbrev=False)
     add, some = parser.add_argument, parser.add_mutually_exclusive_group()
     add("scale", nargs="?", default="laptop", choices=SCALES, help="how many pairs and how large a model (laptop)")
-    some.add_argument(
-        "--only", metavar="02", default="", help="run the notebooks of this number, or part of a name, alone"
-    )
+    some.add_argument("--only", metavar="02", default="", help="run only notebooks of this number or part of a name")
     some.add_argument("--from", metavar="02", dest="start", default="", help="run that notebook and those after it")
     add("--dataset", metavar="X", default="scenes", help="scenes, flickr8k, coco, cc3m, a name on the Hub, or a path")
     add("--captions", metavar="A,B", default="", help="columns that hold captions, if they are not found")
     add("--image", metavar="COLUMN", default="", help="column that holds the pictures, if it is not found")
     add("--models", metavar="F,G", default="", help="notebook 05: ARCHITECTURE:FILE_OR_TAG, hf-hub:… or local-dir:…")
     add("--seen", metavar="F,G", default="", help="notebook 05: the rows that each was trained on: a column or a file")
-    add("--seeds", metavar="N", type=at_least_one, default=5, help="how many times everything is trained (5)")
-    add("--jobs", metavar="N", type=at_least_one, help="models trained at once (one per core; one on an accelerator)")
+    add("--seeds", metavar="N", type=int, default=5, help="how many times everything is trained (5)")
+    add("--jobs", metavar="N", type=int, help="models trained at once (one per core; one on an accelerator)")
     add("--precision", choices=("fp32", "bf16"), help="of products (bf16 where the hardware multiplies it)")
     add("--ray", metavar="ADDRESS", default="", help="train on a Ray cluster (auto, local, …); then run the notebooks")
-    add("--share", metavar="I/N", type=share, help="train the I-th of N shares of the models, and end")
+    add("--share", metavar="I/N", default="", help="train the I-th of N shares of the models, and end")
     add("--force", action="store_true", help="train again what is already trained")
     add("--keep-going", action="store_true", help="go on to the next notebook after one that failed")
     add("--publish", action="store_true", help="afterwards copy the results to figures/, the reference")
@@ -54,4 +34,10 @@ def parse(words: list[str]) -> Namespace:
     add("--lab", nargs="...", metavar="ARGUMENT", help="open JupyterLab at the tour; what follows goes to Jupyter")
     add("--course", metavar="DIR", help="write a course to DIR: copies for students and instructors, a lesson plan")
     add("--test", action="store_true", help="test the project itself: ruff, mypy, pytest")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
+        parser.error("--seeds and --jobs: expected a whole number from 1 on")
+    index, _, count = (options.share or "1/1").partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        parser.error("--share: expected I/N with I from 1 to N, such as 3/16")
+    return options

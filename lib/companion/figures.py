@@ -1,7 +1,6 @@
-"""The look of all figures, and the plots that notebooks share.
+"""The look of all figures, and the plots that notebooks share: they draw a tidy table and return what they drew.
 
-A plot draws a tidy table on an axes and returns the table of what it drew. `scores`: rows of `tables.score_pairs`;
-their external pairs, which no model was trained on, are the noise floor. Intervals: value, low and high."""
+`scores`: rows of `tables.score_pairs`; their external pairs are the noise floor. Intervals: value, low and high."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain"}
 NAMES |= {"similarity_in": "similarity", "loss_in": "loss", "early_loss_in": "early loss", "mean_loss_in": "mean loss"}
 NAMES |= {"augmentation_in": "change under augmentation", "lemon_in": "LEMoN", "lemon_out": "held-out LEMoN"}
 NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss"}
-LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)", "r10": "R@10 on unseen pairs"}  # of axes
+LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)"}  # of axes
 SMALL: dict = {"x": 0.01, "ha": "left", "fontsize": 9, "color": "#595959", "parse_math": False}
 
 
@@ -41,29 +40,19 @@ def theme() -> None:
     plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 11, "pdf.fonttype": 42, "grid.color": "#e6e6e6"})
 
 
-def watermark(figure: Figure) -> None:
-    """Write "SMOKE: machinery only" along the diagonal of a figure, so that it cannot be taken for a result."""
-    width, height = figure.get_size_inches()
-    text = figure.text(0.5, 0.5, "SMOKE: machinery only", ha="center", va="center", color=RED, alpha=0.35, zorder=10)
-    angle, size = np.degrees(np.arctan2(height, width)), 4.5 * np.hypot(width, height)  # fills 3/4 of the diagonal
-    text.set(rotation=angle, fontsize=size, weight="bold")
-
-
 def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colours=(), figure=None) -> Figure:
     """Show pictures uint8 `[N, 3, H, W]`, a title above and a caption below each, both literally: `$` is not TeX.
 
     `colours`: of a frame around each picture. `figure`: where to draw, such as a part of a figure; else a new one.
     """
-    rows = -(-len(images) // columns)
+    rows, frames = -(-len(images) // columns), [*colours] or ["none"] * len(images)
     figure = figure or plt.figure(figsize=(2.1 * columns, 3.7 * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
-    plt.setp(axes, frame_on=False, xticks=[], yticks=[])
-    frames = [*colours, *[None] * len(images)]
+    plt.setp(axes, xticks=[], yticks=[], frame_on=False)  # more than there are pictures
     for ax, image, caption, title, frame in zip(axes.flat, images, captions, titles, frames, strict=False):
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
-        if frame:
-            ax.set_frame_on(True)
-            plt.setp(ax.spines.values(), color=frame, linewidth=3, visible=True)
+        ax.set_frame_on(True)
+        plt.setp(ax.spines.values(), color=frame, linewidth=3, visible=True)
         ax.set_title(title, fontsize=11, loc="center", parse_math=False)
         lines = [textwrap.fill(line, 25, max_lines=5, placeholder=" …") for line in caption.splitlines()]
         ax.set_xlabel("\n".join(lines), fontsize=9.5, parse_math=False)
@@ -72,33 +61,33 @@ def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colo
 
 def headline(figure: Figure, sentence: str, bars: str = "95 % intervals over seeds and pairs") -> None:
     """Write above a figure what to see; below it stands what the bars mean, before `footer` adds the source."""
-    width = int(9.5 * figure.get_figwidth())  # characters of this size
-    sentence = textwrap.fill(sentence, width, break_on_hyphens=False)  # the alternative text joins the lines
+    sentence = textwrap.fill(sentence, int(8.6 * figure.get_figwidth()), break_on_hyphens=False)  # characters an inch
     figure.suptitle(sentence, x=0.01, ha="left", fontsize=13, weight="bold", parse_math=False)
     figure.supxlabel(f"Bars: {bars}." if bars else " ", **SMALL)
 
 
 def footer(figure: Figure, about: Mapping) -> None:
-    """Write below a figure whose numbers these are (`notebook.provenance`); mark it at scale smoke, once."""
-    source = f"{about['name']}, scale {about['scale']}, {about['seeds']} seeds, {about['precision']}."
-    if not figure.get_supxlabel().startswith(source):
-        figure.supxlabel(f"{source} {figure.get_supxlabel()}".strip(), **SMALL)
-        if about["scale"] == "smoke":
-            watermark(figure)
+    """Write below a figure whose numbers these are (`notebook.provenance`), and across it what smoke is."""
+    seeds = f"{about['seeds']} seed{'s' * (about['seeds'] > 1)}"
+    source = f"{about['name']}, scale {about['scale']}, {seeds}, {about['precision']}."
+    figure.supxlabel(f"{source} {figure.get_supxlabel()}".strip(), **SMALL)
+    if about["scale"] == "smoke":
+        mark: dict = {"ha": "center", "va": "center", "color": RED, "alpha": 0.35, "zorder": 10, "weight": "bold"}
+        figure.text(0.5, 0.5, "SMOKE: machinery only", rotation=20, fontsize=4.5 * figure.get_figwidth(), **mark)
 
 
-def points(ax: Axes, rows: pd.DataFrame, x: str, y: Sequence[float] | str, **style) -> None:
+def points(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style) -> None:
     """Draw values with their intervals: along the x axis when `x` is "value", along the y axis when `y` is."""
     style = {"ms": 7, "mec": "white", "capsize": 3, "zorder": 4, "linestyle": "none", **style}
     style["xerr" if x == "value" else "yerr"] = rows["value"] - rows["low"], rows["high"] - rows["value"]
-    ax.errorbar(rows[x], rows[y] if isinstance(y, str) else y, **style)
+    ax.errorbar(rows[x], rows[y], **style)
 
 
-def legend_below(ax: Axes, columns: int = 3) -> None:
+def legend_below(ax: Axes) -> None:
     """Put the legend under the axes' labels, where it cannot lie on the data."""
     handles, labels = ax.get_legend_handles_labels()
     place: dict = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 3.8}  # pad: times the font size
-    ax.legend(handles, [label.replace("_", " ") for label in labels], ncols=columns, **place)
+    ax.legend(handles, [label.replace("_", " ") for label in labels], ncols=3, **place)
 
 
 def curve(rows: pd.DataFrame, ax: Axes, x: str, colour: str, label: str, marker: str = "o") -> None:
@@ -113,15 +102,12 @@ def by_corruption(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     noise floor, a tick the mean of that. Return the rows of the pool."""
     pool, floor = (scores[scores["subset"] == name] for name in ("pool", "external"))
     names = [name for name in COLOURS if (pool["corruption"] == name).any()]
-    upper: dict = {"side": "low", "widths": 1.3, "facecolor": [(COLOURS[name], 0.75) for name in names]}
-    lower: dict = {"side": "high", "widths": 0.5, "facecolor": (NOISE, 0.75)}
-    for rows, style in ((pool, upper), (floor, lower)):
-        values = [rows.loc[rows["corruption"] == name, "clipmem"] for name in names]
-        if all(len(part) > 1 for part in values):
-            ax.violinplot(values, range(len(names)), orientation="horizontal", showextrema=False, **style)
-            if rows is floor:
-                ax.plot([part.mean() for part in values], np.arange(len(names)) + 0.12, "|", color="black", ms=9)
+    upper, lower = ([rows.loc[rows["corruption"] == name, "clipmem"] for name in names] for rows in (pool, floor))
+    look: dict = {"positions": range(len(names)), "orientation": "horizontal", "showextrema": False}
+    ax.violinplot(upper, side="low", widths=1.3, facecolor=[(COLOURS[name], 0.75) for name in names], **look)
+    ax.violinplot(lower, side="high", widths=0.5, facecolor=(NOISE, 0.75), **look)
     plt.setp(ax.collections, linewidth=0)
+    ax.plot([part.mean() for part in lower], np.arange(len(names)) + 0.12, "|", color="black", ms=9)
     means = stats.means(pool, "corruption").set_index("corruption").loc[names].reset_index()
     labels = means["corruption"].str.replace("_", " ") + "\n" + means["n"].astype(str) + " pairs"
     forest(means.assign(name=labels), ax)
@@ -153,11 +139,9 @@ def by_layer(table: pd.DataFrame, ax: Axes, value: str) -> pd.DataFrame:
     return drawn
 
 
-def forest(
-    rows: pd.DataFrame, ax: Axes, colours: Mapping | None = None, by=None, zero=True, gaps=False
-) -> pd.DataFrame:
-    """Draw a line per `name`: its value with interval, and side by side, in colours, one for each value of `by`. With
-    `gaps` the values are differences, and a grey bar spans those that are too small to be found."""
+def forest(rows: pd.DataFrame, ax: Axes, colours=None, by=None, zero=True, gaps=False) -> pd.DataFrame:
+    """Draw a line per `name`: its value with interval, and side by side, in `colours`, one for each value of column
+    `by`. With `gaps` the values are differences, and a grey bar spans those that are too small to be found."""
     names = list(dict.fromkeys(rows["name"]))
     if gaps:
         reach = rows["smallest_detectable"].where(np.isfinite(rows["smallest_detectable"]), 0.0)
@@ -165,9 +149,9 @@ def forest(
     parts = list(rows.groupby(by, sort=False)) if by else [("", rows)]
     for place, (group, part) in enumerate(parts):
         shift = (place - (len(parts) - 1) / 2) * 0.22  # three then fill two thirds of the space of a name
-        y = [names.index(name) + shift for name in part["name"]]
         look = {"color": (colours or {}).get(group, "black"), "marker": MARKERS.get(group, "o")}
-        points(ax, part, "value", y, label=NAMED.get(group, group), **look)
+        drawn = part.assign(y=[names.index(name) + shift for name in part["name"]])
+        points(ax, drawn, "value", "y", label=NAMED.get(group, group), **look)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     if zero:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,34 +25,16 @@ COLUMNS = {"paradigm": "objective", "inside": "in", "outside": "out", "sure": "s
 COLUMNS |= {"detectable": "smallest_detectable"} | {f"{old}_rank": f"{new}_rank" for old, new in OBJECTIVES.items()}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One claim and what came of it. `finding`: the paper's finding and a letter for the claim, such as "2a"."""
-
-    finding: str
-    claim: str
-    verdict: str
-    statistic: str
-    value: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    smallest_detectable: float | None
-    seeds: int
-    dataset: str
-    scale: str
-    notebook: str
-    commit: str
-    reason: str  # why the claim is not testable, else ""
-    runs: str  # digest of the names of all models behind the notebook
-    claims_commit: str  # the one that last changed the claims
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @cache
 def claims() -> dict[str, dict[str, str]]:
     """Return claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0), paper ("": our own)
     and, where it is no longer tested, why it was withdrawn."""
-    return json.loads(Path(__file__).with_name("claims.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).with_name("claims.json"))
 
 
 def claims_table(notebook_number: str) -> pd.DataFrame:
@@ -64,23 +45,28 @@ def claims_table(notebook_number: str) -> pd.DataFrame:
     return table.rename(columns={"test": "holds when", "paper": "the paper"})
 
 
-def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: str = "", detail: str = "") -> Finding:
-    """Return what came of a claim, decided by `stats.verdict`; at scale smoke nothing is decided.
+def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: str = "", detail: str = "") -> dict:
+    """Return what came of a claim, a row of findings.json, decided by `stats.verdict`; at scale smoke nothing is.
 
     `about`: the provenance of a notebook. `gate`: why the claim cannot be tested here, "" where it can. `detail`: what
     the notebook chose, such as the best baseline; it follows the statistic, in parentheses.
     """
-    entry = claims()[claim_id]
-    outcome, reason = ("not testable", gate) if gate else verdict(estimate, entry["side"])
-    outcome = outcome if entry["paper"] else OF_OUR_CLAIMS.get(outcome, outcome)
+    claim = claims()[claim_id]
+    outcome, reason = ("not testable", gate) if gate else verdict(estimate, claim["side"])
+    outcome = outcome if claim["paper"] else OF_OUR_CLAIMS.get(outcome, outcome)
     outcome, reason = (NOT_JUDGED, "") if about["scale"] == "smoke" else (outcome, reason)
-    rest: dict[str, Any] = {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
-    for name in NUMBERS:  # six digits are enough to read and to compare; null for what is not finite
-        number = getattr(estimate, name)
-        rest[name] = float(f"{number:.6g}") if math.isfinite(number) else None
-    rest |= {"seeds": int(estimate.seeds), "dataset": about["name"], "claim": entry["claim"]}
-    statistic = entry["statistic"] + f" ({detail})" * bool(detail)
-    return Finding(finding=claim_id, verdict=outcome, reason=reason, statistic=statistic, **rest)
+    numbers = {name: float(f"{getattr(estimate, name):.6g}") for name in NUMBERS}  # enough to read and to compare
+    return {
+        "finding": claim_id,  # the paper's finding and a letter for the claim, such as "2a"
+        "claim": claim["claim"],
+        "statistic": claim["statistic"] + f" ({detail})" * bool(detail),
+        "verdict": outcome,
+        "reason": reason,  # why the claim is not testable, else ""
+        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
+        "seeds": int(estimate.seeds),
+        "dataset": about["name"],
+        **{name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")},
+    }
 
 
 def short_name(dataset: str) -> str:
@@ -106,18 +92,17 @@ def reference_folder(dataset: str, scale: str) -> Path:
     return store.ROOT / "figures" / f"{short_name(dataset)}-{scale}"
 
 
-def record(found: Sequence[Finding], figures: Sequence[str], about: Mapping[str, Any]) -> Path:
-    """Write the results file of a notebook, its last act, and return its path. It carries the environment variable
-    CLIPMEM_RUN_ID, by which run_all.sh knows its own run."""
-    path = store.root() / "results" / f"{about['dataset']}-{about['scale']}" / f"{about['notebook']}.json"
+def record(found: Sequence[dict], figures: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Write the results file of a notebook, its last act. It carries the environment variable CLIPMEM_RUN_ID, by which
+    run_all.sh knows its own run."""
     results = {"run_id": os.environ.get("CLIPMEM_RUN_ID", ""), "about": dict(about), "figures": list(figures)}
-    store.write_json(path, results | {"findings": [asdict(one) for one in found]})
-    return path
+    path = results_folder(about["dataset"], about["scale"]) / f"{about['notebook']}.json"
+    store.write_json(path, results | {"findings": list(found)})
 
 
 def read_reference(folder: Path) -> pd.DataFrame:
-    """Return the published findings of a folder of figures/, with Finding's fields, and the name of their `set`."""
-    rows = pd.DataFrame(json.loads((folder / "findings.json").read_text(encoding="utf-8"))).rename(columns=COLUMNS)
+    """Return the published findings of a folder of figures/, as rows of `decide`, and the name of their `set`."""
+    rows = pd.DataFrame(read_json(folder / "findings.json")).rename(columns=COLUMNS)
     own = rows["finding"].map(lambda name: not claims()[name]["paper"])
     rows["verdict"] = rows["verdict"].mask(own, rows["verdict"].replace(OF_OUR_CLAIMS))
     return rows.astype(dict.fromkeys(NUMBERS, float)).assign(set=folder.name)
@@ -131,19 +116,13 @@ def all_references() -> pd.DataFrame:
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """Return the published table behind a figure, such as "02_wrong_captions", in today's names."""
-    table = pd.read_csv(folder / f"{name}.csv")
-    if name == "01_which_pairs":
-        table = table.rename(columns=OBJECTIVES)
-    for column in {"paradigm", "first", "second"} & set(table):
-        table[column] = table[column].replace(OBJECTIVES)
-    for column in {"condition", "name"} & set(table):
-        table[column] = table[column].replace({"words dropped": "tokens dropped"})
-    return table.rename(columns=COLUMNS)
+    table = pd.read_csv(folder / f"{name}.csv").replace(OBJECTIVES | {"words dropped": "tokens dropped"})
+    return table.rename(columns=COLUMNS | (OBJECTIVES if name == "01_which_pairs" else {}))
 
 
 def paper(name: str) -> pd.DataFrame:
     """Return a table of the paper's own numbers, figures/paper.json: unitmem, captions, noise or removed."""
-    entry = json.loads((store.ROOT / "figures" / "paper.json").read_text(encoding="utf-8"))[name]
+    entry = read_json(store.ROOT / "figures" / "paper.json")[name]
     return pd.DataFrame(entry["columns"], index=pd.Index(entry["rows"], name=entry["index"]))
 
 

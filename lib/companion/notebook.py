@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +17,7 @@ from lib import model as models
 from lib import runs, store
 from lib.companion import figures, findings
 from lib.data import Dataset, prepare
-from lib.recipes import SCALES, VERSION, Recipe, Study, all_models
+from lib.recipes import SCALES, Recipe, Study, all_models
 from lib.stats import Estimate
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
@@ -25,19 +25,23 @@ VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-lear
 
 @dataclass
 class NotebookRun:
-    """What a notebook leaves behind, in `runs/results/`: its figures with their tables, and what came of its claims."""
+    """What a notebook works on, and what it leaves in `runs/results/`: figures with their tables, decided claims."""
 
     about: dict[str, Any]  # the provenance of its figures
+    study: Study | None = None  # what is compared; None in notebook 05, which trains nothing
+    data: Dataset | None = None  # of the plain condition
+    models: Sequence[Recipe] = ()  # every one that is needed
     figures: list[str] = field(default_factory=list)
-    found: dict[str, findings.Finding] = field(default_factory=dict)  # by claim: the last decision counts
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)  # by claim: the last decision counts
 
     def keep(self, figure: Figure, name: str, table: pd.DataFrame, private: bool = False) -> None:
         """Show a figure here, and save it as `NN_name` with its table. `private`: it shows pictures or captions; those
-        of data sets other than scenes may not be published, so it is saved in `runs/private/`."""
-        name, own = f"{self.about['notebook'][:2]}_{name}", f"{self.about['dataset']}-{self.about['scale']}"
-        private = private and self.about["dataset"] != "scenes"
-        folder = store.root() / ("private" if private else "results") / own
-        if not private and name not in self.figures:
+        of photographs may not be published, and are saved in `runs/private/`."""
+        name = f"{self.about['notebook'][:2]}_{name}"
+        folder = findings.results_folder(self.about["dataset"], self.about["scale"])
+        if private and self.about["dataset"] != "scenes":
+            folder = store.root() / "private" / folder.name
+        elif name not in self.figures:
             self.figures.append(name)
         figures.footer(figure, self.about)
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):  # same figure, same bytes
@@ -49,41 +53,27 @@ class NotebookRun:
         about = {"figure": name, "title": title, "footer": figure.get_supxlabel(), "place": len(self.figures)}
         about |= {"rows": len(table), "csv_sha256": hashlib.sha256(cells).hexdigest()}
         store.write_json(folder / f"{name}.json", self.about | about)
-        display(figure, metadata={"image/png": {"alt": title, "figure": f"{own}/{name}"}})
+        display(figure, metadata={"image/png": {"alt": title, "figure": f"{folder.name}/{name}"}})
         plt.close(figure)
 
     def decide(self, claim_id: str, estimate: Estimate, gate: str = "", detail: str = "") -> None:
         """Decide a claim by its test (see `findings.decide`), keep the outcome for the end, and show it."""
         one = self.found[claim_id] = findings.decide(claim_id, estimate, self.about, gate, detail)
         number = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-        words = f"**Claim {claim_id}**, {one.claim}: **{one.verdict}**. {one.statistic}: {number}. {one.reason}"
-        display(Markdown(words))
+        words = "**Claim {finding}**, {claim}: **{verdict}**. {statistic}: {number}. {reason}"
+        display(Markdown(words.format(number=number, **one)))
 
     def finish(self) -> pd.DataFrame:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
         found = [self.found[name] for name in sorted(self.found)]
         findings.record(found, self.figures, self.about)
         columns = ["verdict", "claim", "statistic", *findings.NUMBERS, "reason"]
-        return pd.DataFrame([vars(one) for one in found], [one.finding for one in found], columns).round(4)
+        return pd.DataFrame(found, sorted(self.found), columns).round(4)
 
 
-@dataclass
-class StudyRun(NotebookRun):
-    """A notebook that trains models: what is compared, the data of the plain condition, and every model needed."""
-
-    study: Study = field(kw_only=True)
-    data: Dataset = field(kw_only=True)
-    models: list[Recipe] = field(kw_only=True)
-
-
-def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", image: str = "") -> StudyRun:
-    """Load the data, list the models of a notebook, and print where its numbers will come from.
-
-    `captions` (with commas between several) and `image` name columns that are not found by themselves. Raise
-    ValueError for an unknown scale or no seeds, DataError for data that cannot be read or lack classes.
-    """
-    if seeds < 1:
-        raise ValueError(f"seeds: expected a whole number of at least 1, got {seeds}")
+def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", image: str = "") -> NotebookRun:
+    """Load the data, list the models of a notebook, and print where its numbers will come from. `captions` and `image`:
+    see `runs.plan`. Raise ValueError for an unknown scale, DataError for data that cannot be read or lack classes."""
     figures.theme()
     prepare.cache_clear()  # so that a file that was changed since is read again
     conditions = runs.plan(notebook, scale, dataset, captions, image)
@@ -92,15 +82,14 @@ def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "
     about = provenance(notebook, scale, dataset, seeds, data.fingerprint, map(runs.run_key, needed))
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
-    if older := store.older_than(VERSION):
-        print(f"[NOTE] {older} holds models of an older version of lib, which are not used: delete it to free space.")
+    if runs.outdated():
+        print(f"[NOTE] Models of an older version of lib are not used: delete {store.root()} to free space.")
     config, absent = data.config, runs.missing(needed)
     sizes = f"{config.shared:,} shared + {config.pool // 2:,} of {config.pool:,} pool pairs per model"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else about["device"]
-    versions = f"{device}, {about['precision']}, torch {torch.__version__}, commit {about['commit']}"
-    print(f"{about['name']}, scale {scale}: {sizes}, {seeds} seed{'s' * (seeds > 1)} · {versions}")
+    versions = f"{about['device']}, {about['precision']}, torch {torch.__version__}, commit {about['commit']}"
+    print(f"{about['name']}, scale {scale}, seeds {seeds}: {sizes} · {versions}")
     print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store", flush=True)
-    return StudyRun(about, study=study, data=data, models=needed)
+    return NotebookRun(about, study, data, needed)
 
 
 def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint: str, keys: Iterable[str]) -> dict:
@@ -115,7 +104,7 @@ def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint:
         "runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16],
         "commit": findings.commit(),
         "claims_commit": findings.git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/companion/claims.json"),
-        "device": models.device().type,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else models.device().type,
         "precision": models.precision(),
         "versions": {name: version(name) for name in VERSIONS},
     }

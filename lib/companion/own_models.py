@@ -13,7 +13,6 @@ import numpy as np
 import open_clip
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from lib import data, model, photos, recipes, runs, scores, store
 from lib.photos import DataError
@@ -78,7 +77,7 @@ def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen
     if len(names) > 2 or len(entries) not in (0, len(names)):
         raise DataError("models: expected one or two, with a comma between; seen: none, or one entry per model")
     if names and dataset != "scenes":
-        source, about = photos.open_source(dataset, image, columns), photos.state(dataset, image)
+        source, about = photos.open_source(dataset, image, columns), photos.state(dataset)
     else:
         base = runs.plan("02_miscaptioned_memorization", scale, dataset, captions, image)["CLIP"]
         source, about = of_study(base), [data.prepare(base.data).fingerprint, str(base.data)]
@@ -86,7 +85,7 @@ def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen
     if not names:
         runs.train_all(both := recipes.f_and_g(base, 0))
         checkpoints = [of_run(one, f"{m} of notebook 02, seed 0") for m, one in zip("fg", both, strict=True)]
-    entries = entries or ([""] * len(names) if names else ["seen_f", "seen_g"])
+    entries = entries or [""] * len(names) or ["seen_f", "seen_g"]
     known = {f"seen_{m}": membership(entry, source) for m, entry in zip("fg", entries, strict=False)}
     if "corruption" in source.rows.features:
         known["corruption"] = pd.Series(photos.column(source, "corruption"))
@@ -124,32 +123,31 @@ def membership(entry: str, source: photos.Source) -> pd.Series:
 
 
 @torch.no_grad()
-def embed(checkpoint: Checkpoint, pairs: Pairs) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """Return a table of the N usable pairs, pair_id (the row) and caption (the first one), and from the store, or made
-    now, unit vectors `[N, D]` image, views (the mean of light crops) and text, and `change` `[N]` under the crops."""
+def embed(checkpoint: Checkpoint, pairs: Pairs) -> pd.DataFrame:
+    """Return a row per usable pair, from the store or made now: pair_id (the row), caption (the first one), the unit
+    vectors `[D]` image, views (the mean of light crops) and text, and `change`, of the similarity under the crops."""
 
     def build(folder: Path) -> None:
-        clip, tally, table, made = checkpoint.clip, photos.Tally(), list[Any](), list[Any]()
-        rows = photos.stream(pairs.source, checkpoint.preprocess, tally, what=f"embedding by {checkpoint.name}")
+        clip, tally, made = checkpoint.clip, photos.Tally(), list[pd.DataFrame]()
+        rows = photos.stream(pairs.source, checkpoint.preprocess, tally)
         while batch := list(islice(rows, BATCH)):
-            x = torch.stack([row.image for row in batch]).to(model.device())
-            crops = [model.light_crop(x, torch.Generator().manual_seed(len(table) * 1009 + i)) for i in range(VIEWS)]
+            x, first = torch.stack([row.image for row in batch]).to(model.device()), batch[0].number
+            crops = [model.light_crop(x, torch.Generator().manual_seed(first * 1009 + i)) for i in range(VIEWS)]
             image, *views = [clip.encode_image(one, normalize=True).cpu() for one in (x, *crops)]
             tokens = checkpoint.tokenize([row.captions[0] for row in batch])
             text = clip.encode_text(tokens.to(model.device()), normalize=True).cpu()
-            change = torch.stack([((view - image) * text).sum(dim=1).abs() for view in views]).mean(dim=0)
+            change = ((torch.stack(views) - image) * text).sum(dim=-1).abs().mean(dim=0)
             if not torch.isfinite(change * clip.logit_scale.exp().cpu()).all():
                 raise DataError(f"{checkpoint.name} holds NaN or numbers that are too large: did its training diverge?")
-            made.append({"image": image, "views": torch.stack(views).mean(dim=0), "text": text, "change": change})
-            table += [(row.number, row.captions[0]) for row in batch]
+            table = pd.DataFrame([(row.number, row.captions[0]) for row in batch], columns=["pair_id", "caption"])
+            vectors = {"image": image, "views": torch.stack(views).mean(dim=0), "text": text}
+            made.append(table.assign(change=change, **{name: [*one.numpy()] for name, one in vectors.items()}))
         tally.report(pairs.source.where)
-        with store.atomic(folder / "vectors.safetensors") as temporary:
-            save_file({name: torch.cat([one[name] for one in made]) for name in made[0]}, temporary)
-        store.write_table(folder / "table.parquet", pd.DataFrame(table, columns=["pair_id", "caption"]))
+        store.write_table(folder / "table.parquet", pd.concat(made))
 
     key = hashlib.sha256(f"{pairs.fingerprint} {checkpoint.digest}".encode()).hexdigest()[:16]
     folder = store.get_or_build("embedding", key, build, {"checkpoint": checkpoint.name, "pairs": pairs.source.where})
-    return pd.read_parquet(folder / "table.parquet"), load_file(folder / "vectors.safetensors")
+    return pd.read_parquet(folder / "table.parquet")
 
 
 def score(pairs: Pairs, checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
@@ -158,23 +156,23 @@ def score(pairs: Pairs, checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     where g alone saw the pair. Held-out are pairs that no model saw, LEMoN's neighbours pairs that the model saw; where
     too few are known to be so, random ones, without the scored one. Raise DataError for too few pairs."""
     embedded = [embed(checkpoint, pairs) for checkpoint in checkpoints]
-    table = embedded[0][0].join(pairs.known, on="pair_id")
+    table = embedded[0][["pair_id", "caption"]].join(pairs.known, on="pair_id")
     rng, every = np.random.default_rng(0), np.arange(len(table))
     if len(every) <= scores.NEIGHBOURS:
         raise DataError(f"expected more than {scores.NEIGHBOURS} pairs that can be used, got {len(every)}")
     unseen = np.flatnonzero((table.filter(regex="^seen_") == 0).all(axis=1))
     held = rng.permutation(unseen if len(unseen) >= MIN_UNSEEN else every)[:HELD]
-    for m, checkpoint, (_, made) in zip("fg", checkpoints, embedded, strict=False):
+    for m, checkpoint, made in zip("fg", checkpoints, embedded, strict=False):
+        image, views, text = (torch.from_numpy(np.stack(made[name])) for name in ("image", "views", "text"))
         trained, scale = np.flatnonzero(table[f"seen_{m}"] == 1), float(checkpoint.clip.logit_scale.detach().exp())
         known = rng.permutation(trained if len(trained) > scores.NEIGHBOURS else every)[:KNOWN]
+        table[f"similarity_{m}"], table[f"augmentation_{m}"] = (image * text).sum(dim=1), made["change"]
         for rows in np.split(every, every[BLOCK::BLOCK]):
-            image, text = made["image"][rows], made["text"][rows]
-            of_held = made["image"][held], made["text"][held], scores.positions(rows, held)
-            of_known = made["image"][known], made["text"][known], scores.positions(rows, known)
-            found = scores.align(made["views"][None, rows], text, *of_held)._asdict()
-            found |= {"similarity": (image * text).sum(dim=1), "augmentation": made["change"][rows]}
-            found["loss"] = scores.pair_loss(image, text, *of_held, scale)
-            found["lemon"] = scores.lemon(image, text, *of_known, scores.NEIGHBOURS)
+            of_held = image[held], text[held], scores.positions(rows, held)
+            of_known = image[known], text[known], scores.positions(rows, known)
+            found = scores.align(views[None, rows], text[rows], *of_held)._asdict()
+            found["loss"] = scores.pair_loss(image[rows], text[rows], *of_held, scale)
+            found["lemon"] = scores.lemon(image[rows], text[rows], *of_known, scores.NEIGHBOURS)
             table.loc[rows, [f"{name}_{m}" for name in found]] = torch.stack([*found.values()], dim=1).numpy()
     if len(checkpoints) == 2:
         sign = np.where((table["seen_g"] == 1) & (table["seen_f"] == 0), -1, 1)

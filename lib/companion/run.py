@@ -1,12 +1,10 @@
 """Run the notebooks in order with papermill, and say at the end what was found: `./run_all.sh --help`."""
 
-import json
+import logging
 import os
 import signal
-import subprocess
 import sys
 import time
-import uuid
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,50 +16,80 @@ import torch
 from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
+from tqdm import tqdm
 
 from lib import runs, store
 from lib.companion import course, findings, parse, publish
+from lib.model import precision
 from lib.photos import PRESETS
-from lib.recipes import CONDITIONS
-
-LARGE = ("gpu", "paper", "paper16")  # scales for an accelerator
-TAIL = 14  # lines of a traceback that are shown: enough for the failing cell
+from lib.recipes import Recipe, depends_on
 
 
 def chosen(options: Namespace) -> list[Path]:
     """Return the notebooks to run, in order. Raise ValueError where none fits."""
     every, word = sorted(store.ROOT.glob("notebooks/[0-9]*.ipynb")), options.only or options.start
-    number = f"{int(word):02d}_" if word.isdecimal() else ""
-    fits = [path for path in every if (path.stem.startswith(number) if number else word in path.stem)]
+    part = f"{int(word):02d}_" if word.isdecimal() else word
+    fits = [path for path in every if part in path.stem]
     if not fits:
         raise ValueError(f"no notebook is called {word!r}: {', '.join(path.stem for path in every)}")
     return fits if options.only else every[every.index(fits[0]) :]
 
 
 def absolute(text: str) -> str:
-    """Return models, files or columns, with commas between, with absolute paths: notebooks run in another folder."""
-    parts = [part.strip().rpartition(":") for part in text.split(",")]
-    paths = [(head + colon, path, Path(path).expanduser()) for head, colon, path in parts]
-    return ",".join(head + (str(there.resolve()) if path and there.exists() else path) for head, path, there in paths)
+    """Return a path, or ARCHITECTURE:PATH, with an absolute path, and all else as it is: notebooks run elsewhere."""
+    head, colon, path = text.strip().rpartition(":")
+    there = Path(path).expanduser()
+    return f"{head}{colon}{there.resolve()}" if path and there.exists() else text.strip()
 
 
-def check(options: Namespace, notebooks: Sequence[Path]) -> None:
-    """Raise ValueError for what would make the notebooks fail, the cheapest check first."""
-    stems = [path.stem for path in notebooks]
-    own = any(stem.startswith("05") for stem in stems)
-    if (options.models or options.seen) and (not own or options.publish):
+def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
+    """Return the models that some notebooks need. Raise ValueError for what would fail, the cheapest check first."""
+    if (options.models or options.seen) and (publish.OWN_MODELS not in stems or options.publish):
         raise ValueError("--models and --seen are for notebook 05 (--only 05), and its results are not published.")
     if options.publish and (reason := publish.refusal(options.scale, options.seeds, findings.commit())):
         raise ValueError(reason)
-    if options.scale in LARGE and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    large = options.scale in ("gpu", "paper", "paper16")
+    if large and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ValueError(f"{options.scale} would take weeks without a GPU, and torch finds none: use laptop")
-    for stem in [stem for stem in stems if stem in CONDITIONS]:
-        runs.plan(stem, options.scale, options.dataset, options.captions, options.image)
+    return runs.wanted(stems, options.seeds, options.scale, options.dataset, options.captions, options.image)
+
+
+def train(options: Namespace, wanted: Sequence[Recipe]) -> None:
+    """Train models, or a share of them, before the notebooks run. Workers on many machines meet only in the store: one
+    that dies loses nothing, and another one continues its model from the checkpoint there."""
+    index, count = map(int, (options.share or "1/1").split("/"))
+    own = wanted[index - 1 :: count]
+    if options.force:
+        runs.forget(own)
+        store.remove("embedding")
+    print(f"share {index}/{count}: {len(own)} models, {len(runs.missing(own))} to train", flush=True)
+    if options.ray:
+        on_ray(runs.missing(own), options.ray)
+    else:
+        runs.train_all(own)
+
+
+def on_ray(recipes: Sequence[Recipe], address: str) -> None:
+    """Train models in tasks of a Ray cluster: `address` as for ray.init, "local" for this machine. A task takes one
+    core and, on an accelerator, one of `--jobs` parts of it. If its node dies, it starts again elsewhere. Code and
+    store are at the same place on all nodes."""
+    import ray  # not among the packages that every reader installs
+
+    same = {"PYTHONPATH": str(store.ROOT), "CLIPMEM_RUNS": str(store.root()), "CLIPMEM_PRECISION": precision()}
+    ray.init(address, runtime_env={"env_vars": same}, log_to_driver=False, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init sets another handler
+    part = 1 / int(os.environ.get("CLIPMEM_JOBS") or 1) if ray.cluster_resources().get("GPU") else 0
+    task = ray.remote(num_cpus=1, num_gpus=part, max_retries=-1)(runs.run)
+    pending = [task.remote(one) for one in sorted(recipes, key=lambda one: len(depends_on(one)))]  # donors first
+    with tqdm(desc=f"training {len(pending)} models on Ray", total=len(pending), file=sys.stdout) as bar:
+        while pending:
+            done, pending = ray.wait(pending)
+            bar.update(len(ray.get(done)))
+    ray.shutdown()
 
 
 def show_bar(text: str) -> None:
-    """Show the last state of a progress bar in what a notebook prints, and nothing else of it: tqdm begins each state
-    with a carriage return, and ends with an empty one."""
+    """Show only the progress bars of what a notebook prints: tqdm begins each state with \\r, and the last is empty."""
     bar = text.rpartition("\r")[2].rstrip()
     if "\r" in text and sys.stdout.isatty():
         print(f"\r{bar}\x1b[K", end="", flush=True)
@@ -71,11 +99,11 @@ def show_bar(text: str) -> None:
 
 def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
     """Execute a notebook with the options that it declares as parameters, write it as HTML, and return whether it is
-    done: papermill marks the cells of a killed kernel as completed, so its results file must be of this very run."""
-    began, run_id = time.monotonic(), uuid.uuid4().hex
-    os.environ |= {"CLIPMEM_RUNS": str(store.root()), "CLIPMEM_RUN_ID": run_id}
+    done: papermill marks the cells of a killed kernel as completed, so its last cell must have written the results."""
+    began, wrong = time.monotonic(), list[str]()
+    results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
+    results.unlink(missing_ok=True)
     print(f"[....] {notebook.stem}", flush=True)
-    lines: list[str] = []
     try:
         declared = papermill.inspect_notebook(str(notebook))
         given = {name: value for name, value in vars(options).items() if name in declared}
@@ -83,79 +111,60 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
         quiet = {"progress_bar": False, "stdout_file": bars, "extra_arguments": ["--log-level=ERROR"]}  # of the kernel
         about = {"kernel_name": "python3", "cwd": notebook.parent, **quiet}
         papermill.execute_notebook(str(notebook), str(executed), given, **about)
-        results = findings.results_folder(options.dataset, options.scale) / f"{notebook.stem}.json"
-        if not results.is_file() or json.loads(results.read_text(encoding="utf-8"))["run_id"] != run_id:
-            lines = ["it ended before its last cell, which writes the results: did the kernel die?"]
+        if not results.is_file():
+            wrong = ["it ended before its last cell, which writes the results: did the kernel die?"]
     except papermill.PapermillExecutionError as error:
-        told = strip_ansi("\n".join(error.traceback)).splitlines()
-        lines = [f"cell [{error.exec_count}]: {error.ename}: {error.evalue}", *filter(str.strip, told[-TAIL:])]
+        told = strip_ansi("\n".join(error.traceback)).splitlines()[-14:]  # enough to show the failing line
+        wrong = [f"cell [{error.exec_count}]: {error.ename}: {error.evalue}", *filter(str.strip, told)]
     except Exception as error:  # a kernel that died, a full disk: all end this notebook
-        lines = [f"{type(error).__name__}: {error!s:.500}", "If memory ran out: --jobs 1 needs least."]
+        wrong = [f"{type(error).__name__}: {error!s:.500}", "If memory ran out: --jobs 1 needs least."]
     duration = f"{(time.monotonic() - began) / 60:.1f} minutes"
-    if lines:
-        print(f"[FAIL] {notebook.stem} after {duration}", *lines, f"see {executed}", sep="\n       ", flush=True)
-        return False
-    template = Path(__file__).with_name("executed.html.j2").read_text(encoding="utf-8")
-    html, _ = HTMLExporter(raw_template=template).from_filename(str(executed))
-    store.write_bytes(executed.with_suffix(".html"), html.encode())
-    print(f"[OK]   {notebook.stem} done in {duration}", flush=True)
-    return True
+    if wrong:
+        print(f"[FAIL] {notebook.stem} after {duration}", *wrong, f"see {executed}", sep="\n       ", flush=True)
+    else:
+        template = Path(__file__).with_name("executed.html.j2")
+        html, _ = HTMLExporter(template_file=str(template)).from_filename(str(executed))
+        store.write_bytes(executed.with_suffix(".html"), html.encode())
+        print(f"[OK]   {notebook.stem} done in {duration}", flush=True)
+    return not wrong
 
 
 def print_findings(options: Namespace, done: Sequence[Path]) -> None:
     """Print what notebooks found and how that compares with the reference, and write an index of their pages."""
     own = findings.results_folder(options.dataset, options.scale)
-    found = [json.loads((own / f"{path.stem}.json").read_text(encoding="utf-8"))["findings"] for path in done]
-    rows = pd.DataFrame([row for one in found for row in one], columns=[*findings.Finding.__annotations__])
-    shown = rows[["finding", "verdict", "value", "low", "high", "claim"]].round(3)
-    if len(rows):
-        print("\n" + shown.to_string(index=False, na_rep="-"))
+    rows = pd.DataFrame([row for path in done for row in findings.read_json(own / f"{path.stem}.json")["findings"]])
     reference = findings.reference_folder(options.dataset, options.scale)
-    if len(rows) and (reference / "findings.json").is_file() and options.scale != "smoke":
+    if len(rows):
+        shown = rows[["finding", "verdict", "value", "low", "high", "claim"]].round(3)
+        print("\n" + shown.to_string(index=False, na_rep="-"))
+    if len(rows) and (reference / "findings.json").is_file():
         both = rows.merge(findings.read_reference(reference), on="finding", suffixes=("", "_there"))
         differ = both.loc[both["verdict"] != both["verdict_there"], "finding"]
-        same = f"{len(both) - len(differ)} of {len(both)} verdicts as in the reference"
-        print(f"{same}; others: {', '.join(differ) or '-'}")
+        print(f"Of {len(both)} verdicts differ from the reference: {', '.join(differ) or 'none'}")
     pages, index = sorted((store.root() / "executed" / own.name).glob("*.html")), store.root() / f"{own.name}.html"
     links = "".join(f'<li><a href="executed/{own.name}/{path.name}">{path.stem}</a></li>' for path in pages)
     page = f"<!doctype html><meta charset=utf-8><title>{own.name}</title><h1>{own.name}</h1><ul>{links}</ul>"
-    store.write_bytes(index, (page + shown.to_html(index=False)).encode())
+    store.write_bytes(index, page.encode())
     print(f"Figures and tables: {own}\nNotebooks: {index.as_uri()}", flush=True)
 
 
-def print_list(options: Namespace, notebooks: Sequence[Path]) -> None:
-    """Print the notebooks, each with its title, when it was run here, and the verdicts of the reference."""
+def print_list(notebooks: Sequence[Path]) -> None:
+    """Print the notebooks, each with its title and the verdicts of the reference."""
     known = findings.all_references()
     for path in notebooks:
-        own = findings.results_folder(options.dataset, options.scale) / f"{path.stem}.json"
-        here = time.strftime("run %Y-%m-%d %H:%M", time.localtime(own.stat().st_mtime)) if own.is_file() else "not run"
         counts = known.loc[known["notebook"] == path.stem, "verdict"].value_counts()
-        print(f"{path.stem}  {publish.title(path)}\n    here: {here}")
-        print(f"    reference: {', '.join(f'{count} {verdict}' for verdict, count in counts.items()) or 'nothing'}")
-
-
-def open_lab(words: Sequence[str]) -> None:
-    """Become JupyterLab at the tour, in this Python. Does not return."""
-    os.environ["CLIPMEM_RUNS"] = str(store.root())
-    own = [f"--ServerApp.root_dir={store.ROOT}", "--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb"]
-    root = ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *root, *words])
+        found = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        print(f"{path.stem}  {publish.title(path)}\n    reference: {found or 'nothing'}")
 
 
 def run_all(options: Namespace, notebooks: Sequence[Path]) -> int:
-    """Check, train on a cluster where that was asked, run the notebooks, say what they found, publish."""
-    check(options, notebooks)
-    where = (options.scale, options.dataset, options.captions, options.image)
+    """Check, train first where that was asked, run the notebooks, say what they found, publish."""
     stems = [path.stem for path in notebooks]
-    if options.share or options.ray:
-        order = {"notebooks": stems, "where": where}
-        order |= {name: getattr(options, name) for name in ("seeds", "force", "share", "ray")}
-        status = subprocess.run([sys.executable, "-P", "-m", "lib.companion.cluster", json.dumps(order)]).returncode
-        if options.share or status:
-            return status
-    elif options.force:
-        runs.forget(runs.wanted(stems, options.seeds, *where))
-        store.remove("embedding")
+    wanted = check(options, stems)
+    if options.share or options.ray or options.force:
+        train(options, wanted)
+    if options.share:
+        return 0
     executed = store.root() / "executed" / findings.results_folder(options.dataset, options.scale).name
     executed.mkdir(parents=True, exist_ok=True)
     done = []
@@ -168,22 +177,22 @@ def run_all(options: Namespace, notebooks: Sequence[Path]) -> int:
         print_findings(options, done)
         print(f"{len(done)} of {len(notebooks)} notebooks done.", flush=True)
         if options.publish and done == notebooks:
-            folder = publish.publish(options.dataset, options.scale, stems, executed)
-            print(f"Published in {folder} and figures/README.md")
+            print("Published in", publish.publish(options.dataset, options.scale, stems, executed))
     return int(done != notebooks)
 
 
 def set_up(options: Namespace) -> None:
     """Set what the notebooks are to find: absolute paths, environment variables; let every signal end it as Ctrl-C."""
-    if Path(options.dataset).expanduser().exists() and options.dataset not in ("scenes", *PRESETS):
-        options.dataset = str(Path(options.dataset).expanduser().resolve())
-    options.models, options.seen = absolute(options.models), absolute(options.seen)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel `python3` in the user's home may be another Python
+    if options.dataset not in ("scenes", *PRESETS):
+        options.dataset = absolute(options.dataset)
+    for name in ("models", "seen"):
+        setattr(options, name, ",".join(map(absolute, getattr(options, name).split(","))))
+    os.environ |= {"CLIPMEM_RUNS": str(store.root()), "JUPYTER_PREFER_ENV_PATH": "1"}  # no kernel of the user's home
     os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
     if not sys.stdout.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds; in a log, progress is a line per half minute
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def main(words: list[str]) -> int:
@@ -192,11 +201,13 @@ def main(words: list[str]) -> int:
     set_up(options)
     try:
         if options.lab is not None:
-            open_lab(options.lab)
+            own = [f"--ServerApp.root_dir={store.ROOT}", "--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb"]
+            root = ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
+            os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *root, *options.lab])
         elif options.course:
             course.build(Path(options.course).expanduser())
         elif options.list:
-            print_list(options, chosen(options))
+            print_list(chosen(options))
         else:
             return run_all(options, chosen(options))
         return 0
