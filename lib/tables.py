@@ -98,28 +98,6 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return table.merge(both, on=["seed", "pair_id"], how="left")
 
 
-def unit_scores(study: Study) -> pd.DataFrame:
-    """Return UnitMem and ClassMem of every unit of every f and g, over its training images that were not inverted:
-    condition, seed, role, layer, unit, unitmem, classmem."""
-    data, views = prepare(study.conditions[study.plain].data), study.augmentations
-    measure = lambda model, r: scores.unit_scores(model, data, scores.uninverted_rows(r, data), views)  # noqa: E731
-    return measure_all(study, f"units-{views}", measure)
-
-
-def swap_test(study: Study) -> pd.DataFrame:
-    """Return what of CLIPMem comes with either encoder alone, in the plain condition: seed, corruption and the columns
-    of `scores.swap_parts`."""
-    data = prepare(study.conditions[study.plain].data)
-
-    def swapped(recipe: Recipe) -> pd.DataFrame:
-        g = f_and_g(recipe, recipe.seed)[1]
-        name = f"swap-{runs.run_key(g)[:8]}"
-        return cached(name, recipe, lambda f, _: scores.swap_parts(f, runs.load(g), data, recipe.seed))
-
-    found = collect(study, swapped, [study.plain], roles="f").drop(columns=["condition", "role"])
-    return found.merge(data.table[["pair_id", "corruption"]], on="pair_id", validate="many_to_one")
-
-
 # --- mitigations against plain CLIP ---
 
 

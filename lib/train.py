@@ -30,8 +30,6 @@ from lib.recipes import Recipe, model_config
 
 DIVERGED = 3.0  # times the loss of a guess within the batch: a loss above it will not come down again
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
-# model -> scores of single pairs, and numbers for that epoch's row of the history
-Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -137,15 +135,15 @@ def train(
     recipe: Recipe,
     data: Dataset,
     folder: Path,
-    evaluate: Evaluate,
+    evaluate: Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]],
     on_epoch: Callable[[], None] = lambda: None,
     donor: dict[str, Tensor] | None = None,
     removed: Sequence[int] = (),
 ) -> None:
     """Train one model and leave `weights.safetensors`, `history.parquet` and `evaluations.parquet` in `folder`.
 
-    `history` has one row per epoch: loss, learning rate, logit scale and what `evaluate` adds; `evaluations` has the
-    scores of single pairs that it returns, with their epoch. An unfinished training found in `folder` is continued.
+    `history` has one row per epoch: loss, learning rate, logit scale and the numbers of `evaluate`; `evaluations`
+    has the scores of single pairs that it returns, with their epoch. An unfinished training in `folder` is continued.
     `donor`: weights of the frozen tower. Rows in `removed` are not trained on. Raise FloatingPointError where the loss
     diverges; the last checkpoint is from before.
     """

@@ -79,19 +79,17 @@ def ranks(image: Tensor, text: Tensor) -> Tensor:
     return torch.stack([(s > own).sum(dim=1) + ((s == own).sum(dim=1) - 1) / 2 for s in (similarity, similarity.T)])
 
 
-def bits(rank: Tensor, gallery: int) -> Tensor:
-    """Return how much of the gallery each query rules out, log2(gallery / rank): 1.4 on average for a random order, all
-    of log2(gallery) where every pair is found. `rank` is counted from 0."""
-    return (gallery / (rank.double() + 1)).log2()
-
-
 def retrieval(image: Tensor, text: Tensor) -> dict[str, np.ndarray]:
     """Return `bits` and `r10` of each of N matching unit vectors `[N, D]`, the mean over both ways, in galleries of
-    GALLERY consecutive pairs: `[M]`, as an incomplete last gallery is left out unless it is the only one."""
+    GALLERY consecutive pairs: `[M]`, as an incomplete last gallery is left out unless it is the only one.
+
+    Bits say how much of the gallery a query rules out, log2(gallery / rank): 1.4 on average for a random order.
+    """
     size = min(GALLERY, len(image))
     parts = zip(image.split(size), text.split(size), strict=True)
     rank = torch.cat([ranks(*part) for part in parts if len(part[0]) == size], dim=1)
-    return {"bits": bits(rank, size).mean(dim=0).numpy(), "r10": (rank < 10).double().mean(dim=0).numpy()}
+    bits = (size / (rank.double() + 1)).log2()  # ranks are counted from 0
+    return {"bits": bits.mean(dim=0).numpy(), "r10": (rank < 10).double().mean(dim=0).numpy()}
 
 
 def linear_probe(train: np.ndarray, train_shares: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lib.data import prepare
 from lib.recipes import DataConfig, Recipe
@@ -21,6 +22,12 @@ TINY = Recipe(DataConfig("scenes", 32, 60, 80, 40, 40, 40), model="smoke", epoch
 BRIEF = replace(TINY, epochs=2)  # what `trained` holds runs of
 
 torch.set_num_threads(1)
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)  # the same examples in every run
+settings.load_profile("quick")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +69,10 @@ def copy_project(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     return folder
+
+
+def commit_project(folder):
+    """Put all that is in a folder under git."""
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)

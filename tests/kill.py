@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
-from conftest import copy_project
+from conftest import commit_project, copy_project
 
 COMMAND = ("smoke", "--only", "02", "--seeds", "3", "--publish")
 PATCHES = {"publish.py": ('if scale == "smoke":', "if False:"), "findings.py": ('= "not judged"', '= "inconclusive"')}
@@ -37,9 +37,7 @@ def copied(folder: Path) -> Path:
         path = folder / "lib" / "companion" / name
         assert path.read_text().count(old) == 1, old
         path.write_text(path.read_text().replace(old, new))
-    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "copy"]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
+    commit_project(folder)
     return folder
 
 

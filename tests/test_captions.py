@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from open_clip import get_tokenizer
 from test_data import caption
 
 from lib.captions import SHARES, compact, corrupt, derange, encode, replace_words
 
 CAPTIONS = [[caption(i), caption(i, 1), caption(i, 2)] for i in range(300)]
+TEXTS = st.lists(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=4), min_size=40, max_size=80)
 PARTS = [np.arange(50, 150), np.arange(150, 250)]
 
 
@@ -47,10 +50,10 @@ def test_a_donor_never_has_a_text_of_the_receivers_own():
 def test_the_share_of_words_is_replaced_by_words_of_the_donor():
     after, rng = made(2), np.random.default_rng(0)
     for row in np.flatnonzero(after.corruption == "partly_swapped"):
-        for old, new, given in zip(CAPTIONS[row], after.captions[row], CAPTIONS[after.donor[row]], strict=True):
+        for old, new, other in zip(CAPTIONS[row], after.captions[row], CAPTIONS[after.donor[row]], strict=True):
             replaced = [word for own, word in zip(old.split(), new.split(), strict=True) if word != own]
             assert len(replaced) == max(1, round(after.share_swapped[row] * len(old.split())))
-            assert {*replaced} <= {*given.split()}
+            assert {*replaced} <= {*other.split()}
     assert replace_words("dog", (["Dog.", "dog"], ["cat"]), 0.25, rng) == "cat"  # case and points make no other word
     assert replace_words("a dog .", (["x"],), 1.0, rng) == "x x ."
 
@@ -60,6 +63,31 @@ def test_only_the_seed_decides_and_the_inverted_pictures_change_no_caption():
     assert first.captions == again.captions and (first.corruption == again.corruption).all()
     assert first.captions != made(4).captions and first.captions == made(3, (0.2, 0.3, 0.5)).captions
     assert made(3, (0, 0, 0)).captions == CAPTIONS and (made(3, (0, 0, 1.0)).corruption[50:250] == "inverted").all()
+
+
+@given(TEXTS, st.integers(0, 2**31), st.floats(0, 0.4), st.floats(0, 0.4))
+def test_corruption_keeps_the_truth_whatever_the_captions(captions, seed, swapped, partly):
+    captions = [own for own in captions if all(any(one.isalnum() for one in text) for text in own)]
+    assume(len(captions) >= 20)
+    parts = [np.arange(0, 10), np.arange(10, len(captions))]
+    before = [list(own) for own in captions]
+    try:
+        made = corrupt(captions, parts, (swapped, partly, 0.1), seed)
+    except ValueError:
+        return  # captions that are too much alike are refused, not swapped with themselves
+    assert captions == before
+    for row, own in enumerate(captions):
+        kind, donor = made.corruption[row], made.donor[row]
+        assert (donor >= 0) == (kind in ("swapped", "partly_swapped")) == (made.share_swapped[row] > 0)
+        if kind == "swapped":
+            assert made.captions[row] == captions[donor] and set(own).isdisjoint(captions[donor])
+            assert (row < 10) == (donor < 10), "a donor of the other part"
+        elif kind == "partly_swapped":
+            assert all(new != old for new, old in zip(made.captions[row], own, strict=True))
+        else:
+            assert made.captions[row] == own
+    for part in parts:
+        assert (made.corruption[part] == "swapped").sum() == round(swapped * len(part))
 
 
 def test_captions_that_are_alike_are_refused():

@@ -1,6 +1,5 @@
 """Many machines: workers that share the store, and a Ray cluster of two nodes, of which one is killed."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,18 +11,17 @@ import pytest
 from conftest import BRIEF, ROOT, TINY
 
 from lib import runs, store
-from lib.companion import cluster
+from lib.companion import parse, run
 from lib.recipes import f_and_g
 
-ORDER = {"notebooks": ["02_miscaptioned_memorization"], "seeds": 1, "where": ("smoke", "scenes", "", ""), "ray": ""}
-COMMAND = [sys.executable, "-P", "-m", "lib.companion.cluster"]
+COMMAND = ["smoke", "--only", "02", "--seeds", "1", "--share"]
 
 
 def test_two_workers_train_every_model_once_and_to_the_same_bits(tmp_path, monkeypatch):
-    recipes = runs.wanted(ORDER["notebooks"], 1, *ORDER["where"])  # the data are there before the workers start
-    orders = [json.dumps(ORDER | {"share": f"{i}/2", "force": False}) for i in (1, 2)]
+    recipes = run.check(parse(COMMAND[:-1]), ["02_miscaptioned_memorization"])  # the data are there before the workers
     about = {"env": {**os.environ, "PYTHONPATH": str(ROOT), "CLIPMEM_JOBS": "1"}, "stdout": subprocess.PIPE}
-    workers = [subprocess.Popen([*COMMAND, order], text=True, **about) for order in orders]
+    call = [sys.executable, "-P", "-m", "lib.companion.run", *COMMAND]
+    workers = [subprocess.Popen([*call, f"{i}/2"], text=True, **about) for i in (1, 2)]
     shown = [worker.communicate()[0] for worker in workers]
     assert all(f"share {i}/2: 1 models, 1 to train" in text for i, text in enumerate(shown, start=1))
     weights = lambda: [(runs.run(recipe) / "weights.safetensors").read_bytes() for recipe in recipes]  # noqa: E731
@@ -33,15 +31,14 @@ def test_two_workers_train_every_model_once_and_to_the_same_bits(tmp_path, monke
     assert there == weights()
 
 
-@pytest.mark.parametrize("ray", ["", "local"])
-def test_force_trains_again(monkeypatch, ray):
+@pytest.mark.parametrize("ray", [[], ["--ray", "local"]])
+def test_force_trains_again(ray):
     if ray:
         pytest.importorskip("ray", reason="ray is not installed: ./run_all.sh --ray installs it")
-    monkeypatch.setattr(runs, "wanted", lambda *_: [BRIEF])
     before = (runs.run(BRIEF) / "DONE").stat().st_mtime
-    for force in (False, True):
-        cluster.train(ORDER | {"share": "1/1", "force": force, "ray": ray})
-        assert ((runs.run(BRIEF) / "DONE").stat().st_mtime > before) == force
+    for force in ([], ["--force"]):
+        run.train(parse([*COMMAND, "1/1", *ray, *force]), [BRIEF])
+        assert ((runs.run(BRIEF) / "DONE").stat().st_mtime > before) == bool(force)
 
 
 def test_a_ray_cluster_trains_every_model_although_one_of_two_nodes_is_killed():
@@ -58,8 +55,6 @@ def test_a_ray_cluster_trains_every_model_although_one_of_two_nodes_is_killed():
         killed.append(time.time())
 
     threading.Thread(target=kill, daemon=True).start()
-    cluster.on_ray(recipes, nodes.address)
+    run.on_ray(recipes, nodes.address)
     nodes.shutdown()
     assert killed and min((runs.run(recipe) / "DONE").stat().st_mtime for recipe in recipes) > killed[0]
-    with pytest.raises(OSError, match="refused"):  # at once
-        cluster.on_ray(recipes, nodes.address)

@@ -8,11 +8,13 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lib import photos
 from lib.captions import encode
-from lib.data import class_shares, load, prepare
+from lib.data import class_shares, load, prepare, split
 from lib.photos import DataError
 from lib.recipes import DataConfig
 
@@ -187,6 +189,15 @@ def test_pairs_are_split_and_corrupted_with_the_truth_kept(tmp_path):
     kinds = [table.loc[rows].groupby(["corruption", "share_swapped"]).size() for rows in (f, g)]
     assert kinds[0].sub(kinds[1], fill_value=0).abs().max() <= 1 and len(kinds[0]) == 6
     assert 15 < len(np.intersect1d(f, ready.half("candidate", 4))) < 45, "by chance 30"
+
+
+@given(st.tuples(*[st.integers(0, 60)] * 5), st.integers(0, 50), st.integers(0, 2**31))
+def test_subsets_are_disjoint_sorted_and_as_large_as_asked_for(sizes, left_over, seed):
+    config = DataConfig(**dict(zip(DataConfig().sizes(), sizes, strict=True)), seed=seed)
+    parts = split(sum(sizes) + left_over, config)
+    assert {name: len(rows) for name, rows in parts.items()} == config.sizes()
+    rows = np.concatenate(list(parts.values()))
+    assert len(np.unique(rows)) == len(rows) and all((np.diff(own) > 0).all() for own in parts.values())
 
 
 def test_the_fingerprint_follows_from_the_content_and_the_split_from_the_seed(tmp_path):

@@ -22,16 +22,16 @@ ESTIMATE = Estimate(0.25, 0.1, 0.4, 3, 100, p=0.0123456789, smallest_detectable=
 
 def test_a_claim_has_its_words_and_side_from_the_claims_and_says_why_it_cannot_be_tested():
     found, entry = findings.decide("2a", ESTIMATE, ABOUT), findings.claims()["2a"]
-    assert (found.claim, found.statistic) == (entry["claim"], entry["statistic"]) and found.reason == ""
-    assert (found.p, found.smallest_detectable, found.runs, found.claims_commit) == (0.0123457, 0.2, "k1", "def")
-    assert (found.verdict, findings.decide("2g", ESTIMATE, ABOUT).verdict) == ("reproduced", "not supported")
-    assert findings.decide("2b", ESTIMATE, ABOUT, detail="final loss").statistic.endswith(" (final loss)")
+    assert found.items() >= {"claim": entry["claim"], "statistic": entry["statistic"], "reason": ""}.items()
+    assert found.items() >= {"p": 0.0123457, "smallest_detectable": 0.2, "runs": "k1", "claims_commit": "def"}.items()
+    assert (found["verdict"], findings.decide("2g", ESTIMATE, ABOUT)["verdict"]) == ("reproduced", "not supported")
+    assert findings.decide("2b", ESTIMATE, ABOUT, detail="final loss")["statistic"].endswith(" (final loss)")
     gated = findings.decide("1e", ESTIMATE, ABOUT, gate="the control fails")
-    assert (gated.verdict, gated.reason, gated.value) == ("not testable", "the control fails", 0.25)
+    assert (gated["verdict"], gated["reason"], gated["value"]) == ("not testable", "the control fails", 0.25)
     few = findings.decide("2a", replace(ESTIMATE, seeds=1), ABOUT)
-    assert few.verdict == "not testable" and "seed" in few.reason
+    assert few["verdict"] == "not testable" and "seed" in few["reason"]
     smoke = findings.decide("2a", ESTIMATE, ABOUT | {"scale": "smoke"}, gate="no classes")
-    assert (smoke.verdict, smoke.reason) == (findings.NOT_JUDGED, "")
+    assert (smoke["verdict"], smoke["reason"]) == (findings.NOT_JUDGED, "")
     with pytest.raises(KeyError):
         findings.decide("9z", ESTIMATE, ABOUT)
 
@@ -47,8 +47,7 @@ def test_every_claim_is_complete_and_those_withdrawn_are_not_shown():
     assert "6k" in findings.claims() and not {"6k", "6q"} & {*findings.claims_table("06").index}
 
 
-def test_a_notebook_records_its_figures_and_verdicts(monkeypatch):
-    monkeypatch.setenv("CLIPMEM_RUN_ID", "run-7")
+def test_a_notebook_records_its_figures_and_verdicts():
     run, nothing = NotebookRun(ABOUT), Estimate(np.float64("nan"), -np.inf, np.inf, np.int64(3), 100, np.nan, np.inf)
     run.decide("2d", nothing)
     run.decide("2a", ESTIMATE)
@@ -59,7 +58,7 @@ def test_a_notebook_records_its_figures_and_verdicts(monkeypatch):
     assert run.finish()["verdict"].to_dict() == {"2a": "reproduced", "2d": "not testable"}
     folder = findings.results_folder("scenes", "laptop")
     found = json.loads((folder / f"{NOTEBOOK}.json").read_text())
-    assert (found["run_id"], found["figures"], found["findings"][1]["value"]) == ("run-7", ["02_a", "02_b"], None)
+    assert (found["figures"], found["findings"][1]["value"]) == (["02_a", "02_b"], None)
     assert (folder / "02_a.csv").read_text() == "x\n0.333333\n"
     assert (
         json.loads((folder / "02_b.json").read_text()).items() >= {"title": "So it is", "rows": 1, "data": "d1"}.items()

@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import seeded
 from torchvision.transforms.functional import resized_crop
 
 from lib import model as models
 from lib.recipes import model_config
 
 PIXELS, WORDS, CONTEXT = 32, 100, 24
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def built(seed=3, **more):

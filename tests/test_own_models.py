@@ -74,7 +74,7 @@ def test_scores_are_those_of_open_clip_by_hand(given, monkeypatch):
 def test_one_model_needs_no_membership_and_a_damaged_embedding_is_made_again_whole(given):
     one = score(given, models=given["models"].split(",")[0], seen="")
     assert one["seen_f"].isna().all() and one["loss_f"].notna().all() and not {"clipmem", "lemon_g"} & set(one)
-    first, entry = score(given), next((store.root() / "embedding").glob("*/vectors.safetensors"))
+    first, entry = score(given), next((store.root() / "embedding").glob("*/table.parquet"))
     entry.write_bytes(entry.read_bytes()[:-9] + b"x" * 9)
     store._sound.clear()  # as in another process
     with pytest.warns(UserWarning, match="made again"):

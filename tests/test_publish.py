@@ -52,8 +52,8 @@ def test_the_pages_show_what_was_published(run):
     run(("2a", ZERO, ""), dataset="flickr8k", name="flickr8k", figures=())
     page = (store.ROOT / "figures" / "README.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith('| <a name="2a">'))
-    assert findings.claims()["2a"]["claim"] in line and "● reproduced<br>.250 [.100, .400]<br>`┊" in line
-    assert line.endswith("◐ inconclusive<br>.000 [.000, .000]<br>`●" + "\u00a0" * 14 + "` |"), "one scale for a row"
+    assert findings.claims()["2a"]["claim"] in line and "● reproduced<br>.250 [.100, .400] |" in line
+    assert line.endswith("◐ inconclusive<br>.000 [.000, .000] |")
     assert "– not testable |" in page and "(withdrawn: MultiMem" in page and "Beyond the paper" in page
     text = (folder / "README.md").read_text()
     assert "| **reproduced** | " in text and " | .250 [.100, .400] | .037 | .200 |" in text, "p after Holm"

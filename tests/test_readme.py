@@ -8,31 +8,25 @@ from conftest import ROOT
 from lib import stats
 from lib.companion import findings
 
-SCENES, DEEP, FLICKR, COCO = (
-    ROOT / "figures" / name for name in ("scenes-laptop", "scenes-deep", "flickr8k-laptop", "coco12k-laptop")
-)
+SETS = ("scenes-laptop", "scenes-deep", "flickr8k-laptop", "coco12k-laptop")
+SCENES, DEEP, FLICKR, COCO = (ROOT / "figures" / name for name in SETS)
 REFERENCE = findings.all_references().set_index(["finding", "set"])["verdict"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def unitmem(folder):
     """Return UnitMem of the last layer: supervised, CLIP, self-supervised."""
-    rows = findings.read_table(folder, "01_layers").query("score == 'unitmem'")
-    return (
-        rows[rows["layer"] == rows["layer"].max()]
-        .set_index("objective")["value"][["supervised", "CLIP", "self-supervised"]]
-        .tolist()
-    )
+    rows = findings.read_table(folder, "01_layers").query("score == 'unitmem' and layer == layer.max()")
+    return rows.set_index("objective")["value"][["supervised", "CLIP", "self-supervised"]].tolist()
+
+
+def pool(folder):
+    return findings.read_table(folder, "02_wrong_captions").query("subset == 'pool'")
 
 
 def clipmem(folder):
     """Return mean CLIPMem of the pool by corruption."""
-    return (
-        findings.read_table(folder, "02_wrong_captions")
-        .query("subset == 'pool'")
-        .groupby("corruption")["clipmem"]
-        .mean()
-    )
+    return pool(folder).groupby("corruption")["clipmem"].mean()
 
 
 def encoders(folder):
@@ -113,10 +107,6 @@ def test_what_the_rows_say_is_what_their_claims_found():
 
 
 def test_inverted_images_are_memorized_as_much_on_scenes_and_more_on_photographs():
-    of_scenes, of_photographs = (
-        stats.difference(
-            findings.read_table(folder, "02_wrong_captions").query("subset == 'pool'"), high="inverted", low="swapped"
-        )
-        for folder in (SCENES, FLICKR)
-    )
-    assert of_scenes.low < 0 < of_scenes.high and of_photographs.low > 0
+    pools = pool(SCENES), pool(FLICKR)
+    of_scenes, of_photos = (stats.difference(one, high="inverted", low="swapped") for one in pools)
+    assert of_scenes.low < 0 < of_scenes.high and of_photos.low > 0

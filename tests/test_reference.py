@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from lib import stats, tables
 from lib.companion import findings
 
 FOLDERS = sorted(path.parent for path in ROOT.glob("figures/*-*/findings.json"))
@@ -26,34 +27,33 @@ def over_seeds(rows, statistic):
     return sum(statistic(part) for _, part in rows.groupby("seed")) / rows["seed"].nunique()
 
 
-# --- finding 1 ---
+def gap(name, by, first, second, column="value", where="index == index"):
+    """Return a function that takes a folder's mean of a column in two groups, and subtracts the second."""
 
-
-def unitmem(layer, first, second):
     def value(folder):
-        rows = table(folder, "01_layers").query("score == 'unitmem'")
-        chosen = rows["layer"].min() if layer == "first" else rows["layer"].max()
-        level = rows[rows["layer"] == chosen].set_index("objective")["value"]
-        return level[first] - level[second]
+        means = table(folder, name).query(where).groupby(by)[column].mean()
+        return means[first] - means[second]
 
     return value
 
 
+# --- finding 1 ---
+
+
+def unitmem(layer, first, second):
+    return gap("01_layers", "objective", first, second, where=f"score == 'unitmem' and layer == layer.{layer}()")
+
+
+def at_equal(value, folder, name, measure, first, second):
+    """Return a value of one model minus that of another where both first reach the best that the weakest one has."""
+    history = table(folder, name).rename(columns={measure: "probe", "objective": "condition"})
+    means = tables.at_matched_utility(history, value).groupby("condition")[value].mean()
+    return means[first] - means[second]
+
+
 def matched(folder):
-    """UnitMem of CLIP minus that of the self-supervised model, where either first reaches the weakest one's best."""
-    rows, gaps = table(folder, "01_along_training"), []
-    value = next(name for name in rows if name.startswith("unitmem"))
-    for _, one in rows.groupby("seed"):
-        level, found = one.groupby("objective")["probe"].max().min(), {}
-        for name, curve in one.sort_values("epoch").groupby("objective"):
-            probe, units = curve["probe"].to_numpy(), curve[value].to_numpy()
-            after = int(np.argmax(probe >= level))
-            before = max(after - 1, 0)
-            share = 0 if after == 0 else (level - probe[:after].max()) / (probe[after] - probe[:after].max())
-            before = int(np.argmax(probe[:after])) if after else before
-            found[name] = units[before] + share * (units[after] - units[before]) if after else units[0]
-        gaps.append(found["CLIP"] - found["self-supervised"])
-    return np.mean(gaps)
+    (value,) = (name for name in table(folder, "01_along_training") if name.startswith("unitmem"))
+    return at_equal(value, folder, "01_along_training", "probe", "CLIP", "self-supervised")
 
 
 def percentile(kind, first, second):
@@ -66,34 +66,15 @@ def percentile(kind, first, second):
 
 
 def between(folder):
-    rows = table(folder, "01_which_pairs")
-    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in findings.OBJECTIVES.values()}
-
-    def across(a, b):
-        seeds = list(wide[a])
-        return np.mean([spearmanr(wide[a][s], wide[b][t])[0] for s in seeds for t in seeds if s != t])
-
-    def corrected(a, b):
-        return across(a, b) / (across(a, a) * across(b, b)) ** 0.5
-
-    ends = ("supervised", "self-supervised")
-    return min(corrected("CLIP", end) for end in ends) - corrected(*ends)
+    rows, ends = table(folder, "01_which_pairs"), ("supervised", "self-supervised")
+    return min(stats.correlation(rows, "CLIP", end) for end in ends) - stats.correlation(rows, *ends)
 
 
 # --- finding 2 ---
 
 
-def pool(folder, *kinds):
-    rows = table(folder, "02_wrong_captions").query("subset == 'pool'")
-    return rows[rows["corruption"].isin(kinds)] if kinds else rows
-
-
-def difference(high, low="clean"):
-    def value(folder):
-        mean = pool(folder).groupby("corruption")["clipmem"].mean()
-        return mean[high] - mean[low]
-
-    return value
+def clipmem(first, second="clean", by="corruption", where="subset == 'pool'"):
+    return gap("02_wrong_captions", by, first, second, "clipmem", where)
 
 
 def over_baselines(model):
@@ -105,14 +86,10 @@ def over_baselines(model):
     return value
 
 
-def above_floor(folder):
-    mean = table(folder, "02_wrong_captions").query("corruption == 'clean'").groupby("subset")["clipmem"].mean()
-    return mean["pool"] - mean["external"]
-
-
-def trend(column, kind, chosen=lambda rows: rows):
+def trend(column, where):
     def value(folder):
-        return over_seeds(chosen(pool(folder, kind)), lambda part: spearmanr(part[column], part["clipmem"])[0])
+        rows = table(folder, "02_wrong_captions").query("subset == 'pool'").query(where)
+        return over_seeds(rows, lambda part: spearmanr(part[column], part["clipmem"])[0])
 
     return value
 
@@ -123,11 +100,6 @@ def single_kinds(folder):
     return alone["value"].item() - np.average(rest["value"], weights=rest["n"])
 
 
-def within_class(folder):
-    swapped = pool(folder, "swapped")
-    return swapped.loc[~swapped["mislabelled"], "clipmem"].mean() - pool(folder, "clean")["clipmem"].mean()
-
-
 def membership(folder):
     def area(part):
         seen = np.repeat([1, 0], len(part))
@@ -136,15 +108,7 @@ def membership(folder):
     return over_seeds(table(folder, "02_membership"), area)
 
 
-# --- findings 3 and 4: tables of levels ---
-
-
-def level_gap(name, index, first, second, column="value", where="index == index"):
-    def value(folder):
-        levels = table(folder, name).query(where).set_index(index)[column]
-        return levels[first] - levels[second]
-
-    return value
+# --- findings 3, 4 and 6 ---
 
 
 def at_equal_loss(folder):
@@ -157,19 +121,11 @@ def at_equal_loss(folder):
     return np.mean(gaps)
 
 
-def range_effect(folder):
-    rows = table(folder, "04_range")
-    noise = rows[rows["name"].str.startswith("text noise")].groupby("score")["value"].mean()
-    return noise["range-normalised"] - noise["raw"]
-
-
 def displaced(folder):
     """The fall of CLIPMem by either disturbance, in proportion to the smaller displacement of the two."""
     rows = table(folder, "03_disturbed").set_index("condition")
     moved = rows["displacement"].drop("CLIP").dropna()
-    falls = {
-        name: (rows.loc["CLIP", "value"] - rows.loc[name, "value"]) * moved.min() / moved[name] for name in moved.index
-    }
+    falls = (rows.loc["CLIP", "value"] - rows["value"]) * moved.min() / moved
     return falls["tokens dropped"] - falls["image augmented"]
 
 
@@ -186,40 +142,12 @@ def over_early_stopping(name, condition):
     return value
 
 
-def siglip(kind, than=None):
-    def value(folder):
-        mean = table(folder, "06_loss").groupby("corruption")["clipmem_siglip"].mean()
-        return mean[kind] - (mean[than] if than else 0)
-
-    return value
-
-
 def better_detector(folder):
     def area(part, name):
         return roc_auc_score(part["corruption"] == "swapped", part[f"clipmem_{name}"])
 
     rows = table(folder, "06_loss").query("corruption in ('swapped', 'clean')")
     return over_seeds(rows, lambda part: area(part, "clip") - area(part, "siglip"))
-
-
-def at_equal_retrieval(folder):
-    gaps = []
-    for _, one in table(folder, "06_matched").groupby("seed"):
-        curves = {name: curve.sort_values("epoch") for name, curve in one.groupby("condition")}
-        level, found = min(curve["bits"].max() for curve in curves.values()), {}
-        for name, curve in curves.items():
-            rising = curve[curve["bits"] > curve["bits"].cummax().shift(fill_value=0)]
-            found[name] = np.interp(level, rising["bits"], rising["relative"])
-        gaps.append(found["CLIP"] - found["SigLIP"])
-    return np.mean(gaps)
-
-
-def fall(name, first, second):
-    def value(folder):
-        mean = table(folder, name).groupby("condition")["clipmem"].mean()
-        return mean[first] - mean[second]
-
-    return value
 
 
 def exponents(folder):
@@ -238,46 +166,46 @@ def once(folder):
 
 
 HEADLINES = {
-    "1a": unitmem("last", "supervised", "CLIP"),
-    "1b": unitmem("last", "CLIP", "self-supervised"),
-    "1c": unitmem("first", "self-supervised", "CLIP"),
+    "1a": unitmem("max", "supervised", "CLIP"),
+    "1b": unitmem("max", "CLIP", "self-supervised"),
+    "1c": unitmem("min", "self-supervised", "CLIP"),
     "1d": matched,
     "1e": percentile("swapped", "CLIP", "self-supervised"),
     "1f": percentile("inverted", "CLIP", "supervised"),
     "1g": between,
-    "2a": difference("swapped"),
+    "2a": clipmem("swapped"),
     "2b": over_baselines("trained on the pair"),
     "2c": over_baselines("not trained on the pair"),
-    "2d": trend("share_swapped", "partly_swapped"),
-    "2e": above_floor,
-    "2f": trend("vagueness", "clean", lambda rows: rows[rows["vagueness"] <= 0.5]),
-    "2g": trend("vagueness", "clean", lambda rows: rows[rows["vagueness"] >= 0.5]),
+    "2d": trend("share_swapped", "corruption == 'partly_swapped'"),
+    "2e": clipmem("pool", "external", "subset", "corruption == 'clean'"),
+    "2f": trend("vagueness", "corruption == 'clean' and vagueness <= 0.5"),
+    "2g": trend("vagueness", "corruption == 'clean' and vagueness >= 0.5"),
     "2h": single_kinds,
-    "2i": difference("inverted"),
-    "2j": within_class,
+    "2i": clipmem("inverted"),
+    "2j": clipmem("swapped", where="subset == 'pool' and not mislabelled"),
     "2k": membership,
-    "3a": level_gap("03_swap", "encoder", "text", "image", where="subset == 'pool' and corruption == 'all kinds'"),
+    "3a": gap("03_swap", "encoder", "text", "image", where="subset == 'pool' and corruption == 'all kinds'"),
     "3b": at_equal_loss,
     "3c": displaced,
-    "3d": level_gap("03_disturbed", "condition", "image noise 0.5", "text noise 0.5"),
-    "3e": level_gap(
+    "3d": gap("03_disturbed", "condition", "image noise 0.5", "text noise 0.5"),
+    "3e": gap(
         "03_captions", "read", "trained caption", "other captions", where="subset == 'pool' and corruption == 'clean'"
     ),
-    "4a": level_gap("04_captions", "name", "CLIP", "5 captions", "m"),
-    "4b": level_gap("04_captions", "name", "5 captions", "CLIP", "u"),
-    "4c": level_gap("04_paper", "name", "5 captions", "CLIP", "u"),
-    "4d": level_gap("04_captions", "name", "a fifth of the epochs", "5 captions", "m"),
+    "4a": gap("04_captions", "name", "CLIP", "5 captions", "m"),
+    "4b": gap("04_captions", "name", "5 captions", "CLIP", "u"),
+    "4c": gap("04_paper", "name", "5 captions", "CLIP", "u"),
+    "4d": gap("04_captions", "name", "a fifth of the epochs", "5 captions", "m"),
     "4e": over_early_stopping("04_against_early_stopping", "5 captions"),
-    "4f": level_gap("04_sweeps", "name", "CLIP", "text noise 0.5", "m"),
-    "4g": level_gap("04_sweeps", "name", "text noise 0.5", "CLIP", "u"),
-    "4h": range_effect,
-    "4i": level_gap("04_removal", "rule", "clipmem", "random", "value_bits"),
-    "4j": level_gap("04_removal", "rule", "clipmem", "early loss", "value_bits"),
-    "6a": siglip("clean"),
-    "6b": siglip("swapped", "clean"),
+    "4f": gap("04_sweeps", "name", "CLIP", "text noise 0.5", "m"),
+    "4g": gap("04_sweeps", "name", "text noise 0.5", "CLIP", "u"),
+    "4h": gap("04_range", "score", "range-normalised", "raw", where="name.str.startswith('text noise')"),
+    "4i": gap("04_removal", "rule", "clipmem", "random", "value_bits"),
+    "4j": gap("04_removal", "rule", "clipmem", "early loss", "value_bits"),
+    "6a": lambda folder: table(folder, "06_loss").query("corruption == 'clean'")["clipmem_siglip"].mean(),
+    "6b": gap("06_loss", "corruption", "swapped", "clean", "clipmem_siglip"),
     "6c": better_detector,
-    "6d": at_equal_retrieval,
-    "6e": fall("06_towers", "double width", "half width"),
+    "6d": lambda folder: at_equal("relative", folder, "06_matched", "bits", "CLIP", "SigLIP"),
+    "6e": gap("06_towers", "condition", "double width", "half width", "clipmem"),
     "6f": over_early_stopping("06_towers", "half width"),
     "6g": lambda folder: exponents(folder)[1],
     "6h": lambda folder: sum(exponents(folder)),

@@ -1,4 +1,4 @@
-"""Every score against a naive one, units that were made selective by hand, and planted memorization found."""
+"""Every score against a naive one, units that were made selective by hand, and the swap of two models' encoders."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, seeded
 
 import lib.model
 from lib import runs, scores, train
@@ -19,10 +19,6 @@ from lib.recipes import f_and_g
 OF_CAPTIONS = {"plain", "contrast", "similarity", "loss"}
 COLUMNS = {"CLIP": OF_CAPTIONS, "SigLIP": OF_CAPTIONS}
 COLUMNS |= {"supervised": {"probability"}, "self-supervised": {"distance_image"}}
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def vectors(*shape, seed=0):
@@ -51,16 +47,17 @@ def naive_alignment(views, own_text, held_image, held_text, own):
     return plain, plain - to_captions - to_images
 
 
-def test_alignment_and_loss_equal_their_definitions():
-    views, texts, held_image, held_text = vectors(4, 6, 8), vectors(6, 8), vectors(5, 8, seed=1), vectors(5, 8, seed=2)
-    own = torch.tensor([-1, -1, -1, 0, 4, 2])
-    held_text[own[3:]] = texts[3:]
+@pytest.mark.parametrize(("count", "held", "own"), [(4, 5, [-1, -1, -1, 0, 4, 2]), (1, 2, [1]), (1, 3, [-1])])
+def test_alignment_and_loss_equal_their_definitions(count, held, own):
+    own, texts = torch.tensor(own), vectors(len(own), 8)
+    views, held_image, held_text = vectors(count, len(own), 8), vectors(held, 8, seed=1), vectors(held, 8, seed=2)
+    held_text[own[own >= 0]] = texts[own >= 0]
     found = scores.align(views, texts, held_image, held_text, own)
     loss = scores.pair_loss(views[0], texts, held_image, held_text, own, scale=7.0)
-    for i in range(6):
+    for i in range(len(own)):
         expected = naive_alignment(views[:, i], texts[i], held_image, held_text, own[i])
         assert [float(form[i]) for form in found] == pytest.approx(expected, abs=1e-6)
-        same, others = math.exp(7 * views[0, i] @ texts[i]), [m for m in range(5) if m != own[i]]
+        same, others = math.exp(7 * views[0, i] @ texts[i]), [m for m in range(held) if m != own[i]]
         both = (views[0, i], held_text), (texts[i], held_image)
         sums = [sum(math.exp(7 * a @ held[m]) for m in others) for a, held in both]
         assert float(loss[i]) == pytest.approx(np.mean([-math.log(same / (same + x)) for x in sums]), abs=1e-5)
@@ -139,14 +136,6 @@ def test_memorization_is_what_changes_for_the_pair_in_the_direction_of_its_score
         assert found[name].tolist() == pytest.approx([0.4 * sign, 0, 0.8 * sign])
         if name == "clipmem":
             assert found["clipmem_normalised"].tolist() == pytest.approx([1, 0, 2])  # the range of the pool is .4
-
-
-def test_planted_memorization_is_found(data, trained):
-    overfit = replace(TINY, epochs=20, evaluations=1)  # 80 steps on 100 pairs
-    f, g = (scores.measure(runs.load(recipe), recipe, data, 2) for recipe in f_and_g(overfit, 0))
-    found = scores.memorization(scores.in_out(f, g, data, 0))
-    means = found.groupby("subset")[["clipmem", "clipmem_plain"]].mean()
-    assert (means.loc["pool"] > 0.3).all() and (means.loc["external"].abs() < 0.2).all()
 
 
 @pytest.mark.parametrize("rule", ["clipmem", "held-out similarity", "early loss"])
@@ -252,3 +241,58 @@ def test_both_baselines_are_of_a_pairs_own_embeddings(data):
     pairs = list(zip(*others, strict=True))
     expected = [naive_lemon(x[n], y[n], pairs, places[n], 30) for n in range(len(rows))]
     assert found["lemon"].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+# --- the swap test ---
+
+HELD, EXCHANGE = torch.tensor([5, 7, 8, 11]), torch.arange(12) % 2 == 1
+
+
+def test_the_rotation_is_found_again_and_is_one():
+    source, turn = vectors(30, 6), torch.linalg.qr(vectors(6, 6, seed=1))[0]
+    assert torch.allclose(scores.rotation(source, source @ turn), turn, atol=1e-5)
+    found = scores.rotation(source, vectors(30, 6, seed=2))
+    assert torch.allclose(found @ found.T, torch.eye(6), atol=1e-5)
+
+
+def test_no_number_depends_on_the_axes_of_either_model():
+    f, g, shared = vectors(2, 12, 6), vectors(2, 12, 6, seed=1), vectors(2, 30, 6, seed=2)
+    turns, found = [torch.linalg.qr(vectors(6, 6, seed=seed))[0] for seed in (3, 4)], []
+    for by_f, by_g in ([torch.eye(6)] * 2, turns):
+        onto_g = scores.rotation(shared[0] @ by_f, shared[1] @ by_g)
+        found.append(scores.swap(f @ by_f @ onto_g, g @ by_g, HELD, EXCHANGE))
+    for name, values in found[0].items():
+        assert torch.allclose(values, found[1][name], atol=1e-5, equal_nan=True)
+
+
+def test_the_parts_equal_their_definitions():
+    f, g = vectors(2, 12, 6), vectors(2, 12, 6, seed=1)
+    found = scores.swap(f, g, HELD, EXCHANGE)
+
+    def contrast(image, text, n):
+        own = HELD.tolist().index(n) if n in HELD else -1
+        return naive_alignment(image[None, n], text[n], image[HELD], text[HELD], own)[1]
+
+    for n in range(12):
+        saw, other = (g, f) if n % 2 else (f, g)
+        before = contrast(*other, n)
+        for name, images, texts in (("clipmem", saw, saw), ("text_part", other, saw), ("image_part", saw, other)):
+            assert float(found[name][n]) == pytest.approx(contrast(images[0], texts[1], n) - before, abs=1e-5)
+        for name, pairs in (("pure", ((f, f), (g, g))), ("mixed", ((f, g), (g, f)))):
+            cosine = np.mean([float(a[0, n] @ b[1, n]) for a, b in pairs]) if n in HELD else np.nan
+            assert float(found[name][n]) == pytest.approx(cosine, abs=1e-5, nan_ok=True)
+
+
+def test_clipmem_is_that_of_the_scores_and_a_model_swapped_with_itself_has_none(data, trained):
+    both = f_and_g(trained, 0)
+    f, g = map(runs.load, both)
+    found = scores.swap_parts(f, g, data, 0)
+    in_f, in_g = (scores.measure(m, r, data, views=0) for m, r in zip((f, g), both, strict=True))
+    table = scores.memorization(scores.in_out(in_f, in_g, data, 0))
+    assert found[["pair_id", "subset"]].equals(table[["pair_id", "subset"]]) and table["clipmem"].abs().max() > 0.01
+    assert found["clipmem"].tolist() == pytest.approx(table["clipmem"].tolist(), abs=1e-5)
+    clean = found["pair_id"].isin(data.pair_ids[scores.held_out(data)])
+    assert found["pure"].notna().equals(clean) and found["mixed"].notna().equals(clean)
+    cosine = (in_f["similarity"] + in_g["similarity"])[clean] / 2
+    assert found["pure"][clean].tolist() == pytest.approx(cosine.tolist(), abs=1e-5)
+    assert scores.swap_parts(f, f, data, 0)[["clipmem", "text_part", "image_part"]].abs().max().max() < 1e-3

@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, seeded
 from safetensors.torch import load_file
+from test_model import CONTEXT, built
 
 from lib import model as models
 from lib import scores, train
 from lib.data import prepare
-from lib.recipes import DataConfig, Recipe, f_and_g, model_config
+from lib.recipes import DataConfig, Recipe, f_and_g
 
-WORDS, CONTEXT, START, END = 60, 12, 58, 59
+START, END = 58, 59
 RECIPES = {
     "plain": TINY,
     "noise": replace(TINY, n_captions=3, token_dropout=0.2, text_noise=0.5, image_noise=0.5),
@@ -25,20 +26,10 @@ RECIPES = {
     "self-supervised": replace(TINY, objective="self-supervised", evaluations=4),
     "SigLIP": replace(TINY, objective="SigLIP", width=0.5),
 }
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 VIEWS = torch.randn(2, 6, 3, 32, 32, generator=seeded())  # two of six pictures, normalised
 IMAGES = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=seeded(3))
 TOKENS = torch.arange(40).view(8, 5, 1).expand(8, 5, CONTEXT)  # caption c of pair p holds only the number 5 p + c
 PAIRS = train.DeviceData(IMAGES, torch.arange(7, -1, -1), TOKENS, torch.eye(8))  # images in the opposite order
-
-
-def built(**more):
-    return models.build(model_config("smoke"), pixels=32, vocabulary=WORDS, context=CONTEXT, seed=1, **more)
 
 
 def sentences(rows):

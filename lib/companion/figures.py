@@ -42,9 +42,7 @@ def theme() -> None:
 
 def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colours=(), figure=None) -> Figure:
     """Show pictures uint8 `[N, 3, H, W]`, a title above and a caption below each, both literally: `$` is not TeX.
-
-    `colours`: of a frame around each picture. `figure`: where to draw, such as a part of a figure; else a new one.
-    """
+    `colours`: of a frame around each picture. `figure`: where to draw, such as a part of a figure; else a new one."""
     rows, frames = -(-len(images) // columns), [*colours] or ["none"] * len(images)
     figure = figure or plt.figure(figsize=(2.1 * columns, 3.7 * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -46,27 +45,19 @@ def claims_table(notebook_number: str) -> pd.DataFrame:
 
 
 def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: str = "", detail: str = "") -> dict:
-    """Return what came of a claim, a row of findings.json, decided by `stats.verdict`; at scale smoke nothing is.
-
-    `about`: the provenance of a notebook. `gate`: why the claim cannot be tested here, "" where it can. `detail`: what
-    the notebook chose, such as the best baseline; it follows the statistic, in parentheses.
-    """
+    """Return what came of a claim, such as "2a", decided by `stats.verdict`, as a row of findings.json. `about`: the
+    provenance of a notebook; at scale smoke nothing is decided. `gate`: why the claim cannot be tested here, "" where
+    it can. `detail`: what the notebook chose, such as the best baseline."""
     claim = claims()[claim_id]
     outcome, reason = ("not testable", gate) if gate else verdict(estimate, claim["side"])
     outcome = outcome if claim["paper"] else OF_OUR_CLAIMS.get(outcome, outcome)
     outcome, reason = (NOT_JUDGED, "") if about["scale"] == "smoke" else (outcome, reason)
+    statistic = claim["statistic"] + f" ({detail})" * bool(detail)
+    found: dict[str, Any] = {"finding": claim_id, "claim": claim["claim"], "statistic": statistic}
+    found |= {"verdict": outcome, "reason": reason, "seeds": int(estimate.seeds), "dataset": about["name"]}
     numbers = {name: float(f"{getattr(estimate, name):.6g}") for name in NUMBERS}  # enough to read and to compare
-    return {
-        "finding": claim_id,  # the paper's finding and a letter for the claim, such as "2a"
-        "claim": claim["claim"],
-        "statistic": claim["statistic"] + f" ({detail})" * bool(detail),
-        "verdict": outcome,
-        "reason": reason,  # why the claim is not testable, else ""
-        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
-        "seeds": int(estimate.seeds),
-        "dataset": about["name"],
-        **{name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")},
-    }
+    found |= {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    return found | {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
 
 
 def short_name(dataset: str) -> str:
@@ -93,11 +84,9 @@ def reference_folder(dataset: str, scale: str) -> Path:
 
 
 def record(found: Sequence[dict], figures: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Write the results file of a notebook, its last act. It carries the environment variable CLIPMEM_RUN_ID, by which
-    run_all.sh knows its own run."""
-    results = {"run_id": os.environ.get("CLIPMEM_RUN_ID", ""), "about": dict(about), "figures": list(figures)}
+    """Write the results file of a notebook, its last act, by which run_all.sh knows that it is done."""
     path = results_folder(about["dataset"], about["scale"]) / f"{about['notebook']}.json"
-    store.write_json(path, results | {"findings": list(found)})
+    store.write_json(path, {"about": dict(about), "figures": list(figures), "findings": list(found)})
 
 
 def read_reference(folder: Path) -> pd.DataFrame:

@@ -145,7 +145,7 @@ def embed(checkpoint: Checkpoint, pairs: Pairs) -> pd.DataFrame:
         tally.report(pairs.source.where)
         store.write_table(folder / "table.parquet", pd.concat(made))
 
-    key = hashlib.sha256(f"{pairs.fingerprint} {checkpoint.digest}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{recipes.VERSION} {pairs.fingerprint} {checkpoint.digest}".encode()).hexdigest()[:16]
     folder = store.get_or_build("embedding", key, build, {"checkpoint": checkpoint.name, "pairs": pairs.source.where})
     return pd.read_parquet(folder / "table.parquet")
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
 
@@ -23,15 +22,7 @@ CHANGES = {  # of the text of an executed notebook: its links lead from notebook
     r"\]\((\d\w+)\.ipynb\)": r"](../../scenes-laptop/executed/\1.md)",
     r"\n{3,}": "\n\n",
 }
-
-
-def number(value: float) -> str:
-    """Return a number as it is printed: three decimals, no zero before the point, "—" for NaN."""
-    return "—" if pd.isna(value) else re.sub(r"^(-?)0\.", r"\1.", f"{value:z.3f}").replace("-", "−")
-
-
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
-TEMPLATES.filters["number"] = number
 
 
 def title(notebook: Path) -> str:

@@ -55,8 +55,7 @@ def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
 
 
 def train(options: Namespace, wanted: Sequence[Recipe]) -> None:
-    """Train models, or a share of them, before the notebooks run. Workers on many machines meet only in the store: one
-    that dies loses nothing, and another one continues its model from the checkpoint there."""
+    """Train models, or a share of them, before the notebooks run; workers on many machines meet only in the store."""
     index, count = map(int, (options.share or "1/1").split("/"))
     own = wanted[index - 1 :: count]
     if options.force:
@@ -105,12 +104,11 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
     results.unlink(missing_ok=True)
     print(f"[....] {notebook.stem}", flush=True)
     try:
-        declared = papermill.inspect_notebook(str(notebook))
+        declared = papermill.inspect_notebook(notebook)
         given = {name: value for name, value in vars(options).items() if name in declared}
         bars = SimpleNamespace(write=show_bar, flush=lambda: None)
         quiet = {"progress_bar": False, "stdout_file": bars, "extra_arguments": ["--log-level=ERROR"]}  # of the kernel
-        about = {"kernel_name": "python3", "cwd": notebook.parent, **quiet}
-        papermill.execute_notebook(str(notebook), str(executed), given, **about)
+        papermill.execute_notebook(notebook, executed, given, kernel_name="python3", cwd=notebook.parent, **quiet)
         if not results.is_file():
             wrong = ["it ended before its last cell, which writes the results: did the kernel die?"]
     except papermill.PapermillExecutionError as error:
@@ -140,7 +138,7 @@ def print_findings(options: Namespace, done: Sequence[Path]) -> None:
     if len(rows) and (reference / "findings.json").is_file():
         both = rows.merge(findings.read_reference(reference), on="finding", suffixes=("", "_there"))
         differ = both.loc[both["verdict"] != both["verdict_there"], "finding"]
-        print(f"Of {len(both)} verdicts differ from the reference: {', '.join(differ) or 'none'}")
+        print(f"Verdicts that differ from the reference: {', '.join(differ) or 'none'} (of {len(both)})")
     pages, index = sorted((store.root() / "executed" / own.name).glob("*.html")), store.root() / f"{own.name}.html"
     links = "".join(f'<li><a href="executed/{own.name}/{path.name}">{path.stem}</a></li>' for path in pages)
     page = f"<!doctype html><meta charset=utf-8><title>{own.name}</title><h1>{own.name}</h1><ul>{links}</ul>"
@@ -153,8 +151,7 @@ def print_list(notebooks: Sequence[Path]) -> None:
     known = findings.all_references()
     for path in notebooks:
         counts = known.loc[known["notebook"] == path.stem, "verdict"].value_counts()
-        found = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        print(f"{path.stem}  {publish.title(path)}\n    reference: {found or 'nothing'}")
+        print(f"{path.stem}  {publish.title(path)}", *[f"{n} {verdict}" for verdict, n in counts.items()], sep="\n    ")
 
 
 def run_all(options: Namespace, notebooks: Sequence[Path]) -> int:
