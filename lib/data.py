@@ -134,9 +134,6 @@ def split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
     return {name: np.sort(part) for name, part in zip(SUBSETS, parts, strict=False)}  # the last part is left over
 
 
-# --- read once ---
-
-
 def load(config: DataConfig) -> RawPairs:
     """Return all pairs of a data set, from the store or made now. Raise DataError.
 

@@ -78,11 +78,8 @@ def normalise(images: Tensor) -> Tensor:
 
 def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
     """Return a random resized crop of each image, `[N, 3, H, W]` to the same shape, normalised for the model (real
-    numbers are taken to be so already).
-
-    The kept area is uniform in [smallest, 1] and the aspect ratio log-uniform as far as the crop fits. Bilinear
-    resampling, written as two small matrix products per image: the same on every device.
-    """
+    numbers are taken to be so already). The kept area is uniform in [smallest, 1], the aspect ratio log-uniform as far
+    as the crop fits. Bilinear resampling, as two small matrix products per image, is the same on every device."""
     n = len(images)
     area = 1 - (1 - smallest) * torch.rand(n, generator=generator)
     ratio = area ** (2 * torch.rand(n, generator=generator) - 1)

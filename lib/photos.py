@@ -243,10 +243,7 @@ def _usable(row: dict[str, Any], source: Source, make: Callable) -> tuple[Any, l
 
 def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Photos:
     """Write the pixels of every different image to a file, and return what is known of them; end after `most` images.
-
-    Of images that are equal pixel by pixel the first one is kept. It gets the captions of all of them where every row
-    has one caption; else its own.
-    """
+    Of equal images the first one is kept, with the captions of all where every row has one caption, else its own."""
     seen: dict[bytes, tuple[int, list[Any], list[list[str]]]] = {}  # digest of an image -> number, labels, captions
     for row in rows:
         digest = hashlib.sha256(content := row.image.tobytes()).digest()

@@ -121,11 +121,8 @@ def model_config(name: str, width: float = 1.0) -> dict[str, Any]:
 
 
 def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
-    """Return the name of a run in the store: 16 hex digits of everything that changes its numbers.
-
-    That is the recipe, the content of its model's JSON, the data's fingerprint, VERSION, and the precision of the
-    products ("fp32" or "bf16"). Where the data lie is left out: the fingerprint says what they hold.
-    """
+    """Return the name of a run in the store: 16 hex digits of everything that changes its numbers: the recipe (without
+    the place of its data), its model's JSON, the data's fingerprint, VERSION, and the precision of the products."""
     content = asdict(recipe)
     for where in ("dataset", "image_column", "caption_columns"):
         del content["data"][where]

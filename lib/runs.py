@@ -92,9 +92,6 @@ def wanted(notebooks: Sequence[str], seeds: int, *where: str) -> list[Recipe]:
     return list(dict.fromkeys(recipe for one in conditions for recipe in all_models(one, range(seeds))))
 
 
-# --- trained models ---
-
-
 def run_key(recipe: Recipe) -> str:
     """Return the key of a recipe's run in the store, as trained on this machine."""
     return key(recipe, prepare(recipe.data).fingerprint, models.precision())

@@ -72,13 +72,6 @@ def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor
     return (losses[0] + losses[1]) / 2
 
 
-def scored_rows(data: Dataset, subset: str) -> np.ndarray:
-    """Return the rows of a subset that are scored: all, but only as many shared ones as the pool has, evenly spaced."""
-    rows = data.subsets[subset]
-    count = min(len(rows), len(data.subsets["pool"])) if subset == "shared" else len(rows)
-    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
-
-
 def held_out(data: Dataset) -> np.ndarray:
     """Return the rows that the alignment compares with: the clean external pairs, which no model trains on."""
     rows = data.subsets["external"]
@@ -88,15 +81,16 @@ def held_out(data: Dataset) -> np.ndarray:
 def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
 
-    One row per pair of `subsets`: pair_id, subset, and under an objective with captions `plain`, `contrast` (over
-    augmented views), `similarity`, `loss` (of the image as it is), each the mean over the captions that the recipe
-    trains on; under "supervised" `probability` of the pair's own classes, else `distance_image`, L of SSLMem.
+    One row per pair of `subsets`, of shared pairs as many as the pool has: pair_id, subset, and under an objective with
+    captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the image as it is), each the mean of
+    the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image` (SSLMem).
     """
     held, parts = held_out(data), []
     if recipe.reads_captions:
         held_image, held_text = embed_pairs(model, data, held)
     for subset in subsets:
-        rows = scored_rows(data, subset)
+        rows, count = data.subsets[subset], len(data.subsets["pool" if subset == "shared" else subset])
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
         if recipe.reads_captions:
             found = _alignment(model, recipe, data, rows, views, (held_image, held_text, positions(rows, held)))
         elif recipe.objective == "supervised":
@@ -152,9 +146,9 @@ def distance(views: Tensor) -> Tensor:
 def in_out(f: pd.DataFrame, g: pd.DataFrame, data: Dataset, seed: int) -> pd.DataFrame:
     """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`.
 
-    `f` and `g` are tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores. Each row keeps
-    these keys and gets member (1: f trained on the pair, -1: g did, 0: both or neither; there `_in` is f's) and two
-    columns for each score. Raise ValueError where f and g did not score the same pairs in the same order.
+    `f` and `g` are tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores. Each row gets
+    member (1: f trained on the pair, -1: g did, 0: both or neither; there `_in` is f's) and two columns per score.
+    Raise ValueError where f and g did not score the same pairs in the same order.
     """
     keys = [name for name in ("pair_id", "subset", "epoch") if name in f]
     if not f[keys].equals(g[keys]):
@@ -202,12 +196,9 @@ def rows_to_remove(recipe: Recipe, data: Dataset, f_and_g: Sequence[pd.DataFrame
 
 
 def single_model(model: CLIP, data: Dataset, rows: np.ndarray, known: np.ndarray, views: int) -> pd.DataFrame:
-    """Return two scores that are high for wrong captions, of the pairs `rows` with their caption 0.
-
-    Columns: pair_id, `augmentation` = mean over `views` light crops of |cos(crop, text) - cos(image, text)|, after the
-    augmentation-enhanced attack of Ko et al., ICCV 2023 (https://arxiv.org/abs/2310.00108), and `lemon`, whose
-    neighbours are of the rows `known`, those that the model was trained on: more than NEIGHBOURS.
-    """
+    """Return two scores that are high for wrong captions, of the pairs `rows` with their caption 0: `augmentation` =
+    mean over `views` light crops of |cos(crop, text) - cos(image, text)|, after Ko et al., ICCV 2023
+    (https://arxiv.org/abs/2310.00108), and `lemon`, with neighbours of the rows `known`: more than NEIGHBOURS."""
     (image, text), (known_image, known_text) = (embed_pairs(model, data, some) for some in (rows, known))
     crops = embed_images(model, data.images, rows, views)
     changes = (crops * text).sum(dim=2) - (image * text).sum(dim=1)
@@ -240,12 +231,11 @@ def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, 
 
 
 def swap_parts(f: CLIP, g: CLIP, data: Dataset, seed: int) -> pd.DataFrame:
-    """Return how much of CLIPMem each encoder brings along; one row per pool pair and external pair, with caption 0.
+    """Return how much of CLIPMem each encoder brings along: pair_id, subset and the columns of `swap` of every pool and
+    external pair (as if f had been trained on it), with caption 0.
 
-    f's embeddings are first rotated to fit g's (orthogonal Procrustes: Schönemann, Psychometrika 1966,
-    https://doi.org/10.1007/BF02289451) on the shared pairs, which both were trained on. Columns: pair_id, subset and
-    those of `swap`; of an external pair as if f had been trained on it. `pure` and `mixed` are of clean external pairs
-    only, the control that towers of two models understand each other; elsewhere NaN.
+    f's embeddings are first rotated to fit g's on the shared pairs, which both were trained on (orthogonal Procrustes:
+    Schönemann, Psychometrika 1966, https://doi.org/10.1007/BF02289451).
     """
     rows, shared = np.concatenate([data.subsets[name] for name in CORRUPTED]), data.subsets["shared"]
     exchange = torch.from_numpy(np.isin(rows, data.half("independent", seed)))

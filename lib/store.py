@@ -96,6 +96,7 @@ def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict
 
 
 def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -40,9 +40,6 @@ def measure_all(study: Study, name: str, measure: Measure, conditions: Sequence[
     return collect(study, lambda recipe: cached(name, recipe, measure), conditions, roles)
 
 
-# --- memorization of pairs ---
-
-
 def memorization(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Return `scores.memorization` of a table of `collect` for every condition and seed, with the ground truth of each
     pair: corruption, share_swapped, vagueness, rarity (NaN where unknown) and mislabelled."""
@@ -98,9 +95,6 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return table.merge(both, on=["seed", "pair_id"], how="left")
 
 
-# --- mitigations against plain CLIP ---
-
-
 def clipmem_drop(pairs: pd.DataFrame, name: str, than: str = "CLIP") -> pd.DataFrame:
     """Return by how much CLIPMem of each pool pair is lower under one condition than under another: seed, pair_id,
     corruption, drop."""
@@ -154,7 +148,7 @@ def gain_over_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataF
 
 def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
     """Return `value` of every condition and seed where its probe first reaches the best of the weakest one: condition,
-    seed, `value`, probe (the level that all are compared at). `history` has them, and epoch, at the evaluations."""
+    seed, `value`, probe (the common level). `history` has them, and epoch, at the evaluations."""
     rows = []
     for seed, part in history.groupby("seed"):
         level = part.groupby("condition")["probe"].max().min()

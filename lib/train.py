@@ -106,15 +106,9 @@ def _embedding(model: CLIP, tower: str, x: Tensor, recipe: Recipe, generator: to
 
 def noisy(embedding: Tensor, length: float, generator: torch.Generator | None) -> Tensor:
     """Add Gaussian noise of the given expected length to unit vectors `[B, D]`, and return them at unit length again.
-
-    The paper's noise has a standard deviation per coordinate; whether it is added before or after normalising is not
-    known, and its strength depends on that. A length relative to the embedding means the same everywhere.
-    """
+    (The paper gives a deviation per coordinate, and not whether it is added before or after normalising.)"""
     noise = torch.randn(embedding.shape, generator=generator).to(embedding.device)
     return F.normalize(embedding + length / embedding.shape[-1] ** 0.5 * noise, dim=-1)
-
-
-# --- the loop ---
 
 
 def fresh(recipe: Recipe, data: Dataset) -> CLIP:

@@ -56,11 +56,10 @@ def clone(tmp_path_factory):
 
 
 def smoke(clone, elsewhere, *words):
-    """Run smoke in the copy, from another folder; return what it printed. Git sees no change."""
+    """Run smoke in the copy, from another folder, with two seeds; return what it printed. Git sees no change."""
     environ = {**os.environ, "VIRTUAL_ENV": sys.prefix, "CLIPMEM_RUNS": str(clone / "runs"), "PYTHONPATH": ""}
-    done = subprocess.run(
-        [clone / "run_all.sh", "smoke", *words], cwd=elsewhere, env=environ, capture_output=True, text=True
-    )
+    command = [clone / "run_all.sh", "smoke", "--seeds", "2", *words]
+    done = subprocess.run(command, cwd=elsewhere, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout
     assert changed == "", "a run must not touch what is committed"
@@ -68,7 +67,7 @@ def smoke(clone, elsewhere, *words):
 
 
 def test_smoke_runs_every_notebook_and_trains_what_is_planned_once(clone, tmp_path):
-    shown, found = smoke(clone, tmp_path, "--seeds", "2"), []
+    shown, found = smoke(clone, tmp_path), []
     assert f"{len(NOTEBOOKS)} of {len(NOTEBOOKS)} notebooks done" in shown
     results, executed = clone / "runs" / "results" / "scenes-smoke", clone / "runs" / "executed" / "scenes-smoke"
     for path in NOTEBOOKS:
@@ -81,7 +80,7 @@ def test_smoke_runs_every_notebook_and_trains_what_is_planned_once(clone, tmp_pa
     tested = {name for name, claim in findings.claims().items() if "withdrawn" not in claim}
     assert {one["finding"] for one in found} == tested and {one["verdict"] for one in found} == {"not judged"}
     trained = len([*(clone / "runs" / "run").rglob("DONE")])
-    assert f"{trained} models, 0 to train" in smoke(clone, tmp_path, "--seeds", "2", "--share", "1/1")
+    assert f"{trained} models, 0 to train" in smoke(clone, tmp_path, "--share", "1/1")
 
 
 @pytest.mark.parametrize(("number", "private"), [("1", {"01_examples.png"}), ("mitigation", set())])
@@ -90,20 +89,7 @@ def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_note
     mine = {"photo": made["image"], "sentences": made["captions"]}
     mine |= {"label": [i % 3 for i in range(400)]} if number == "1" else {}  # without any, utility is retrieval
     path = write_parquet(tmp_path / "my photos.parquet", mine)
-    smoke(
-        clone,
-        tmp_path,
-        "--seeds",
-        "1",
-        "--only",
-        number,
-        "--dataset",
-        path,
-        "--image",
-        "photo",
-        "--captions",
-        "sentences",
-    )
+    smoke(clone, tmp_path, "--only", number, "--dataset", path, "--image", "photo", "--captions", "sentences")
     name = f"{findings.slug(path)}-smoke"
     folders = (clone / "runs" / of / name for of in ("private", "results"))
     hidden, shown = ({file.name for file in folder.glob("*.png")} for folder in folders)
