@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from lib import stats, tables
+from lib import tables
 from lib.companion import findings
 
 FOLDERS = sorted(path.parent for path in ROOT.glob("figures/*-*/findings.json"))
@@ -66,8 +66,18 @@ def percentile(kind, first, second):
 
 
 def between(folder):
-    rows, ends = table(folder, "01_which_pairs"), ("supervised", "self-supervised")
-    return min(stats.correlation(rows, "CLIP", end) for end in ends) - stats.correlation(rows, *ends)
+    rows = table(folder, "01_which_pairs")
+    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in findings.OBJECTIVES.values()}
+
+    def across(a, b):
+        seeds = list(wide[a])
+        return np.mean([spearmanr(wide[a][s], wide[b][t])[0] for s in seeds for t in seeds if s != t])
+
+    def corrected(a, b):
+        return across(a, b) / (across(a, a) * across(b, b)) ** 0.5
+
+    ends = ("supervised", "self-supervised")
+    return min(corrected("CLIP", end) for end in ends) - corrected(*ends)
 
 
 # --- finding 2 ---
