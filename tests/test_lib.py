@@ -1,6 +1,7 @@
 """How lib/ is built: two rooms of a fixed size, imports in one direction, a docstring on all that is public."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -67,3 +68,10 @@ def test_nothing_is_unpickled_no_foreign_code_is_run_and_all_that_is_public_says
     defined = [node for scope in (tree, *classes) for node in scope.body if hasattr(node, "name")]
     silent = [one.name for one in defined if not one.name.startswith("_") and not ast.get_docstring(one)]
     assert not silent and ast.get_docstring(tree)
+
+
+def test_the_readme_of_lib_lists_every_file_by_its_first_line():
+    text = (LIB / "README.md").read_text(encoding="utf-8")
+    for module, path in FILES.items():
+        first = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
+        assert module == "lib" or re.search(rf"{path.name} +{re.escape(first)}\n", text), module
