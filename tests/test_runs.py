@@ -17,7 +17,7 @@ from test_data import columns, write_parquet
 from lib import runs, train
 from lib.data import prepare
 from lib.photos import DataError
-from lib.recipes import CONDITIONS, all_models, depends_on, f_and_g
+from lib.recipes import CONDITIONS, VERSION, all_models, depends_on, f_and_g
 
 ONCE = replace(BRIEF, epochs=1, evaluations=1)
 KILLED = """if True:  # after two of four epochs
@@ -37,6 +37,15 @@ def test_what_is_in_the_store_is_not_made_again_until_it_is_forgotten():
         runs.cached("test", recipes[0], lambda model, recipe: calls.append(recipe) or runs.history(recipe))
         found.append([(runs.run(recipe) / "DONE").stat().st_mtime_ns for recipe in recipes])
     assert found[0] == found[1] and not set(found[1]) & set(found[2]) and len(calls) == 2
+
+
+def test_models_of_an_older_version_are_noticed_and_a_damaged_note_about_one_stops_nothing(own_store):
+    assert not runs.outdated()
+    about = runs.run(ONCE) / "about.json"
+    assert not runs.outdated()
+    for content in (about.read_bytes().replace(f'"version": {VERSION}'.encode(), b'"version": 6'), b"\xff"):
+        about.write_bytes(content)
+        assert runs.outdated()
 
 
 def test_a_run_that_is_killed_is_continued_to_the_same_bits(own_store, tmp_path, monkeypatch):
