@@ -91,8 +91,9 @@ def locate(dataset: str) -> tuple[str, str]:
         return "parquet", dataset
     if name != dataset or (not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)", name)):
         return "hub", name
-    for kind, pattern in (("imagefolder", "**/metadata.*"), ("webdataset", "*.tar")):
-        if path.is_dir() and any(path.glob(pattern)):
+    kinds = {f"**/metadata.{kind}": "imagefolder" for kind in ("csv", "jsonl", "parquet")} | {"*.tar": "webdataset"}
+    for pattern, kind in kinds.items():
+        if dataset and path.is_dir() and any(path.glob(pattern)):
             return kind, str(path.resolve())
     if path.is_file() and path.suffix == ".parquet":
         return "parquet", str(path.resolve())

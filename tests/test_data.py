@@ -119,7 +119,7 @@ def test_broken_rows_are_named_and_skipped_up_to_one_per_cent(tmp_path):
         small(write_parquet(path, table))
 
 
-def test_too_few_pictures_damaged_files_and_unknown_names_are_refused(tmp_path):
+def test_too_few_pictures_damaged_files_and_unknown_names_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "set.parquet"
     few, whole = config(path), path.read_bytes()
     with pytest.warns(UserWarning, match="smaller than asked for"):
@@ -130,7 +130,11 @@ def test_too_few_pictures_damaged_files_and_unknown_names_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"set\.parquet: (cannot be read|reading stopped)"):
             small(path)
-    for name in ("flickr8", "", str(tmp_path / "photo.parquet"), str(tmp_path)):
+    (tmp_path / "metadata.py").touch()  # lists no pictures
+    for name in ("flickr8", str(tmp_path / "photo.parquet"), str(tmp_path), ""):
+        if not name:  # is not the folder that one is in
+            (tmp_path / "metadata.csv").touch()
+            monkeypatch.chdir(tmp_path)
         with pytest.raises(DataError, match=r"not found|folder"):
             photos.locate(name)
 
