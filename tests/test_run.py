@@ -131,6 +131,7 @@ def test_a_stopped_runner_takes_its_kernel_with_it(write, tmp_path, how, status)
     mark = tmp_path / "pid"
     write("02_long", f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
     code = f"import sys; from pathlib import Path; from lib import store; store.ROOT = Path({str(store.ROOT)!r})\n"
+    code += "import signal; signal.signal(2, signal.default_int_handler)  # ignored after `&`\n"
     code += "from lib.companion import run; sys.exit(run.main(['smoke']))"
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(lambda: mark.exists() and mark.read_text())
@@ -144,3 +145,10 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
+
+
+def test_under_nohup_a_run_outlives_its_terminal():
+    code = "import os, signal; from lib.companion import parse, run; run.set_up(parse([])); os.kill(os.getpid(), 1)"
+    for command, ends in ((["nohup"], False), ([], True)):
+        done = subprocess.run([*command, sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+        assert bool(done.returncode) == ends, done.stderr
