@@ -46,7 +46,7 @@ assert tuple(map(int, own.split(".")[:2])) >= (2, 11); print(f"torch=={own}")' 2
     rm -rf "$venv"
     echo "[FAIL] Install Python 3.11 to 3.14 with venv and pip (Debian: apt install python3-venv), or uv." >&2; exit 1
   fi
-  echo "Installing $(wc -w <<<"$packages") packages into $venv: up to 5 GB, once."
+  echo "Installing $(wc -w <<<"$packages") packages into $venv: about 6 GB, once."
   # shellcheck disable=SC2046
   "${install[@]}" $(printf '%s\n' $packages | sed "s/^torch>=.*/${torch:-&}/") ||
     { echo "[FAIL] The lines above say why. The same command continues." >&2; exit 1; }
