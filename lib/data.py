@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from lib import photos, store
-from lib.captions import Corruption, compact, corrupt, encode
+from lib.captions import MIN_WORDS, Corruption, compact, corrupt, encode
 from lib.photos import DataError, Row
 from lib.recipes import CORRUPTED, HALVES, SUBSETS, DataConfig, Recipe
 from lib.scenes import make_scenes
 
-FORMAT = 2  # raise it when decoding changes
+FORMAT = 3  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: DataConfig.seed shuffles the split, not the scenes
-ENDLESS = ("hub", "webdataset")  # of these only as many pictures are read as are needed: they may be millions
 MIN_CANDIDATES = 40  # fewer scores than this say nothing about a group
 
 
@@ -36,6 +35,7 @@ class RawPairs:
     class_names: tuple[str, ...]  # K
     table: pd.DataFrame  # [N] pair_id (row of the source), and of scenes rarity and vagueness, else NaN
     fingerprint: str  # SHA-256 of the content
+    said: str  # what was understood of the source, and what was left out
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,11 @@ class Dataset(RawPairs):
     pair_ids: np.ndarray  # int64 [N]
 
     def half(self, name: str, seed: int) -> np.ndarray:
-        """Return the sorted rows of the pool that f of a seed trains on ("candidate") or its g ("independent").
-
-        Chance decides, afresh for every seed, and equally often within each kind of corruption.
-        """
+        """Return the sorted rows of the pool that f of a seed trains on ("candidate") or its g ("independent"): drawn
+        afresh for every seed, as many of each corruption."""
         rows, rng = self.subsets["pool"], np.random.default_rng([seed, 4])
-        kinds = self.table.loc[rows, ["corruption", "share_swapped"]]
-        order = np.lexsort([rng.random(len(rows)), kinds["share_swapped"], kinds["corruption"]])
+        kinds = self.table.loc[rows, ["corruption", "share_planned"]]
+        order = np.lexsort([rng.random(len(rows)), kinds["share_planned"], kinds["corruption"]])
         return np.sort(rows[order[(name == "independent") ^ int(rng.integers(2)) :: 2]])
 
     def training_rows(self, recipe: Recipe, removed: Sequence[int] = ()) -> np.ndarray:
@@ -72,16 +70,17 @@ class Dataset(RawPairs):
 def prepare(config: DataConfig) -> Dataset:
     """Load, split, corrupt and tokenize; the last few data sets stay in memory.
 
-    The table's columns: pair_id, subset, corruption ("clean", "swapped", "partly_swapped", "inverted"), share_swapped
-    (of the words), donor (pair_id, -1 none), caption (0, after corruption), vagueness (of the original caption 0) and
-    rarity (in [0, 1]; NaN unknown), mislabelled (the given label is not the true one), label (first given class, -1
-    unknown). Raise DataError for a set that cannot be read or is too small, ValueError for captions too much alike.
+    The table's columns: pair_id, subset, corruption ("clean", "swapped", "partly_swapped", "inverted"), share_planned
+    and share_swapped (see `Corruption`), donor (pair_id, -1 none), caption (0, after corruption), vagueness (of the
+    original caption 0) and rarity (in [0, 1]; NaN unknown), mislabelled (the given label is not the true one), label
+    (first given class, -1 unknown). Raise DataError for an unreadable or too small set, ValueError for equal captions.
     """
     pairs = load(config)
     config = fit_sizes(config, len(pairs.images))
     subsets = split(len(pairs.images), config)
     shares = (config.swapped, config.partly_swapped, config.inverted)
-    made = corrupt(pairs.captions, [subsets[name] for name in CORRUPTED], shares, config.seed)
+    parts = [subsets[name] for name in CORRUPTED]
+    made = corrupt(pairs.captions, pairs.ids, parts, shares, config.seed)
     inverted, swapped = made.corruption == "inverted", made.corruption == "swapped"
     pairs.images[inverted] = 255 - pairs.images[inverted]
     changed = [row for row, (old, new) in enumerate(zip(pairs.captions, made.captions, strict=True)) if old != new]
@@ -91,6 +90,8 @@ def prepare(config: DataConfig) -> Dataset:
     targets = pairs.shares.copy()
     targets[swapped] = pairs.shares[made.donor[swapped]]
     known = vars(pairs) | {"ids": ids, "captions": made.captions, "table": _table(pairs, subsets, made, targets)}
+    if made.short and config.partly_swapped:
+        known["said"] += f"; {made.short:,} captions of fewer than {MIN_WORDS} words cannot be partly swapped"
     known |= dict(config=config, subsets=subsets, originals=pairs.captions, tokens=tokens, token_ids=token_ids)
     return Dataset(**known, targets=targets, pair_ids=pairs.table["pair_id"].to_numpy())
 
@@ -100,13 +101,14 @@ def _table(pairs: RawPairs, subsets: dict[str, np.ndarray], made: Corruption, gi
     table = pairs.table.assign(
         subset=subset,
         corruption=made.corruption,
+        share_planned=made.share_planned,
         share_swapped=made.share_swapped,
         donor=np.where(made.donor >= 0, pairs.table["pair_id"].to_numpy()[made.donor], -1),
         caption=[own[0] for own in made.captions],
         mislabelled=(pairs.shares != given).any(axis=1),
         label=np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1) if given.shape[1] else -1,
     )
-    order = "pair_id subset corruption share_swapped donor caption vagueness rarity mislabelled label"
+    order = "pair_id subset corruption share_planned share_swapped donor caption vagueness rarity mislabelled label"
     return table.loc[subset.index, order.split()].rename_axis("row")
 
 
@@ -135,15 +137,13 @@ def split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
 
 
 def load(config: DataConfig) -> RawPairs:
-    """Return all pairs of a data set, from the store or made now. Raise DataError.
-
-    Scenes, and pictures from the Hub or from shards, are as many as the five subsets need; other sets are read whole.
-    """
+    """Return all pairs of a data set, from the store or made now; of scenes, shards and the Hub as many as the five
+    subsets need. Raise DataError."""
     count = sum(config.sizes().values())
     if config.dataset == "scenes":
         code = [store.digest(Path(__file__).with_name(f"scenes.{kind}")) for kind in ("py", "json")]
         return _stored(partial(_draw, count, config.pixels), config, [*code, count, WORLD_SEED])
-    most = count if photos.locate(config.dataset)[0] in ENDLESS else None
+    most = count if photos.endless(config.dataset) else None
     read = partial(_read, config, config.caption_columns, most)
     return _stored(read, config, [*photos.state(config.dataset), most])
 
@@ -168,7 +168,8 @@ def _draw(count: int, pixels: int, file: BinaryIO) -> Found:
 def _read(config: DataConfig, captions: Sequence[str] | None, most: int | None, file: BinaryIO) -> Found:
     source, tally = photos.open_source(config.dataset, config.image_column, captions), photos.Tally()
     found = photos.gather(photos.stream(source, partial(photos.square, pixels=config.pixels), tally), file, most)
-    tally.report(source.where)
+    tally.check(source, ended=True)
+    found.said.insert(0, str(tally))
     return found, source.class_names, {}
 
 
@@ -181,7 +182,7 @@ def _stored(read: Callable[[BinaryIO], Found], config: DataConfig, state: list[A
         shares, names = class_shares(found.labels, names)
         columns = {"pair_id": found.numbers, "captions": found.captions, "rarity": np.nan, "vagueness": np.nan}
         table = pd.DataFrame(columns | truth)
-        ids = encode(found.captions, max(map(len, found.captions), default=0), config.context)
+        ids, said = _tokenize(found.captions, config)
         for name, array in (("shares", shares), ("ids", ids)):
             np.save(buffer := io.BytesIO(), array)
             store.write_bytes(folder / f"{name}.npy", buffer.getvalue())
@@ -189,7 +190,8 @@ def _stored(read: Callable[[BinaryIO], Found], config: DataConfig, state: list[A
         with (folder / "images.bin").open("rb") as images:
             digest = hashlib.file_digest(images, "sha256")
         digest.update(json.dumps([table.to_dict("list"), names, shares.tolist()]).encode())
-        store.write_json(folder / "content.json", {"class_names": names, "fingerprint": digest.hexdigest()})
+        content = {"class_names": names, "fingerprint": digest.hexdigest()}
+        store.write_json(folder / "content.json", content | {"said": "; ".join(filter(None, [said, *found.said]))})
 
     parts = [FORMAT, state, config.pixels, config.context, config.image_column, config.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -198,7 +200,30 @@ def _stored(read: Callable[[BinaryIO], Found], config: DataConfig, state: list[A
     shape, arrays = (len(table), 3, config.pixels, config.pixels), [folder / "ids.npy", folder / "shares.npy"]
     captions, names = [list(own) for own in table["captions"]], tuple(content["class_names"])
     images, ids, shares = np.memmap(folder / "images.bin", np.uint8, "c", shape=shape), *map(np.load, arrays)
-    return RawPairs(images, captions, ids, shares, names, table.drop(columns="captions"), content["fingerprint"])
+    said = content["fingerprint"], content["said"]
+    return RawPairs(images, captions, ids, shares, names, table.drop(columns="captions"), *said)
+
+
+def _tokenize(captions: list[list[str]], config: DataConfig) -> tuple[np.ndarray, str]:
+    """Return the token ids of all captions `[N, C, context]`, and what to say. Raise DataError for equal ones."""
+    counts = [len(own) for own in captions] or [0]
+    ids = encode(captions, max(counts), config.context + 1)
+    if not max(counts):
+        return ids, f"{len(captions):,} pictures without captions"
+    cut = ids[:, :, -1] > 0  # one token too long: the end token takes the last place
+    ids[cut, -2] = ids[cut, -1]
+    real = np.arange(max(counts)) < np.array(counts)[:, None]  # the others repeat them
+    _, times = np.unique(ids[real, :-1], axis=0, return_counts=True)
+    if len(times) < 3:
+        said = f"the first {config.context} tokens, which models read, are the same: {captions[0][0]!r:.80}"
+        raise DataError(f"{config.dataset}: all captions have {len(times)} different beginnings; {said}")
+    many = f"{min(counts)} to {max(counts)} captions" if min(counts) < max(counts) else f"{max(counts)} caption(s)"
+    said = f"{len(captions):,} pictures, {many} each, the first: {photos.printable(captions[0][0], 60)!r}"
+    if cut.any():
+        said += f"; {100 * cut[real].mean():.3g} % of the captions are longer than {config.context} tokens and were cut"
+    if times.max() > 1:
+        said += f"; {100 * times[times > 1].sum() / real.sum():.3g} % have the same tokens as another caption"
+    return ids[:, :, :-1], said
 
 
 def class_shares(labels: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:

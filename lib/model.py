@@ -142,8 +142,7 @@ def _patches(tower: Any, images: Tensor) -> Tensor:
 
 
 def image_layers(model: CLIP, images: Tensor) -> Iterator[Tensor]:
-    """Yield the hidden activations `[N, U]` of each block of the image tower for normalised images `[N, 3, H, W]`:
-    after GELU, clamped at 0, averaged over positions."""
+    """Yield the hidden activations `[N, U]` of each image block, after GELU, clamped at 0, averaged over positions."""
     x, hidden = _patches(model.visual, images), []
     for block in model.visual.transformer.resblocks:
         hook = block.mlp.gelu.register_forward_hook(lambda module, inputs, output: hidden.append(output))

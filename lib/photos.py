@@ -1,50 +1,85 @@
 """Photographs with captions or labels: a data set is found and opened, its rows are decoded and gathered.
 
-A data set is a parquet file, a folder of images with a metadata.csv or of WebDataset shards, or a name on the Hugging
-Face Hub. A picture that cannot be decoded costs one row.
+A data set is a file or a folder of files (parquet, WebDataset shards, lists that name pictures), or a name on the
+Hugging Face Hub. Rows without a usable picture or caption are skipped and counted.
 """
 
+import ast
+import csv
 import hashlib
 import io
+import json
 import os
 import re
 import sys
+import tarfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 # Short names of data sets on the Hub. COCO's training pictures have five captions, those of CC3M have one.
 PRESETS = {"flickr8k": "jxie/flickr8k", "coco": "Multimodal-Fatima/COCO_captions_train", "cc3m": "pixparse/cc3m-wds"}
-CAPTION_NAMES = ("captions", "caption", "sentences_raw", "txt")  # in this order; then caption_0, caption_1, …
-IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+# Columns that are found by themselves, in upper or lower case, the first one of these; caption_0, … come before `text`
+CAPTION_NAMES = ("captions", "caption", "sentences_raw", "sentences", "text", "txt", "title", "alt_text", "prompt")
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "file_name")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # in this order, then all others
-MAX_BROKEN = 0.01  # largest share of rows without a readable image or caption that is skipped
+MAX_DAMAGED, MAX_MISSING = 0.01, 0.5  # largest shares of rows with a damaged picture, and without one or a caption
+HOPELESS = 1000  # so many rows without a usable one end the reading: a set on the Hub may have millions
+SEVERAL_LINES = 0.9  # where that share of the texts has several lines, each line is a caption
 MAX_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
+NEAR = 4  # of 255: a JPEG of quality 10 differs by less from its Flickr8k picture, other pictures by 8 or more
 BATCH = 256  # rows decoded at a time
+TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""  # as Python writes it, and a list of them, also as NumPy writes it:
+LIST = re.compile(rf"[\[(](?:\s*(?:{TEXT}|None|nan)\s*,?)+\s*[\])]", re.DOTALL)
+SIGNS = {b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`"}  # how files begin that are no pictures
+SIGNS |= dict.fromkeys((b"<!doctype", b"<html"), "an HTML page: download the file again")
+SIGNS |= dict.fromkeys((b"<?xml", b"<svg"), "an SVG or XML file: convert it to PNG")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large pictures are decoded all the same
+
+Rows = list[dict[str, Any]]
+Place = tuple[str, ...]  # a column, and the keys below it, such as ("sentences", "raw")
+# Yields all rows in batches, with the folder from which they name pictures; some columns, or with [] all of them
+Reader = Callable[[Sequence[str]], Iterator[tuple[Path, Rows]]]
+
+
+def printable(text: object, most: int = 100_000) -> str:
+    """Return a text on one line of at most `most` characters, without escape codes and addresses of objects."""
+    plain = re.sub(r"\x1b(\[[0-9;?]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))| at 0x[0-9a-f]+", "", str(text))
+    plain = "".join(one if one.isprintable() else " " for one in plain)
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
 class DataError(ValueError):
-    """A data set cannot be used; the message says what was expected."""
+    """A data set cannot be used; the message, on one line, says what was expected."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Source(NamedTuple):
-    """An opened data set, undecoded, and the names of its columns."""
+    """An opened data set, undecoded, and where in a row its parts are."""
 
     where: str  # its path, or its name on the Hub
-    rows: Any  # an IterableDataset of `datasets`
-    image: str
-    captions: list[str]  # empty: none are needed
+    read: Reader
+    columns: Sequence[str]
+    images: Sequence[Place]  # the first that a row has is its picture: shards may mix jpg and png
+    captions: Sequence[Place]  # empty: none are needed
     label: str = ""  # "": none
     class_names: Sequence[str] = ()  # of the class ids 0, 1, …, where the source tells them
+    lines: bool = False  # whether each line of a text is a caption
+    total: Callable[[], float] = lambda: float("inf")  # the number of rows, where they are counted
 
 
 class Row(NamedTuple):
@@ -58,131 +93,348 @@ class Row(NamedTuple):
 
 @dataclass
 class Tally:
-    """How many rows were read, and what is wrong with those that were skipped."""
+    """How many rows were read, how many were skipped, and why."""
 
     rows: int = 0
-    broken: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)  # by reason
+    examples: list[str] = field(default_factory=list)
 
-    def report(self, where: str) -> None:
-        """Warn of the rows that were skipped. Raise DataError where they are more than MAX_BROKEN, or all."""
-        said = f"{where}: {len(self.broken)} of {self.rows} rows cannot be used: {'; '.join(self.broken[:5])}"
-        if len(self.broken) > MAX_BROKEN * self.rows or not self.rows:
-            raise DataError(f"{said}. At most {MAX_BROKEN:.0%} are skipped: repair or remove these rows.")
-        if self.broken:
-            warnings.warn(f"{said}. They are skipped.", stacklevel=3)
+    def check(self, source: Source, ended: bool = False) -> None:
+        """Raise DataError as soon as it is certain that too many rows are skipped; warn of them when all are read."""
+        total, damaged = self.skipped.total(), self.skipped["damaged"]
+
+        def too_many(rows: float) -> bool:
+            return damaged > MAX_DAMAGED * rows or total > MAX_MISSING * rows or not rows
+
+        said = f"{source.where}: {self or 'no rows'}: {'; '.join(self.examples)}"
+        certain = ended or total == self.rows >= HOPELESS
+        if too_many(self.rows) and (certain or too_many(source.total())):
+            most = f"{MAX_DAMAGED:.0%} may be damaged, and {MAX_MISSING:.0%} lack a picture or a caption"
+            raise DataError(f"{said}. At most {most}.")
+        if total and ended:
+            warnings.warn(said, stacklevel=3)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.skipped.items())
+        return f"{self.skipped.total():,} of {self.rows:,} rows skipped ({reasons})" if reasons else ""
 
 
 class Photos(NamedTuple):
-    """What is known of N images, each once, beside their pixels; `numbers`: of the first row that shows each."""
+    """What is known of N images, each once, beside their pixels."""
 
-    numbers: list[int]
+    numbers: list[int]  # of the first row that shows each
     captions: list[list[str]]
     labels: list[list[Any]]
+    said: list[str]  # what was merged or left out
 
 
-# --- found and opened ---
+# --- found ---
 
 
-def locate(dataset: str) -> tuple[str, str]:
-    """Return how a data set is read ("parquet", "imagefolder", "webdataset" or "hub") and its path or name there. Raise
-    DataError for one that is none of these."""
-    path, name = Path(dataset).expanduser(), PRESETS.get(dataset, dataset)
-    if dataset.startswith("hf://"):  # single files on the Hub
-        return "parquet", dataset
-    if name != dataset or (not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)", name)):
-        return "hub", name
-    kinds = {f"**/metadata.{kind}": "imagefolder" for kind in ("csv", "jsonl", "parquet")} | {"*.tar": "webdataset"}
-    for pattern, kind in kinds.items():
-        if dataset and path.is_dir() and any(path.glob(pattern)):
-            return kind, str(path.resolve())
-    if path.is_file() and path.suffix == ".parquet":
-        return "parquet", str(path.resolve())
+def locate(dataset: str) -> tuple[str, list[Path]]:
+    """Return a data set's path and its files, ordered by split; or its name on the Hub, and none. Raise DataError."""
+    path, name = Path(dataset).expanduser().resolve(), PRESETS.get(dataset, dataset)
+    on_hub = not path.exists() and path.suffix.lower() not in READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
+    if name != dataset or dataset.startswith("hf://") or on_hub:  # hf:// names single files there
+        return name, []
+    files = [path] if path.is_file() else [*path.rglob("[!.]*")] if dataset else []
+    usable = [(file, file.suffix.lower()) for file in files if file.suffix.lower() in READERS]
+    shards, tables = ([file for file, kind in usable if kind in kinds] for kinds in ((".tar",), PARQUET))
+    if found := shards or [file for file, _ in usable if file.stem == "metadata" or file == path] or tables:
+        words = {file: re.split("[^a-z]+", str(file.relative_to(path)).lower()) for file in found}
+        return str(path), sorted(found, key=lambda file: ([name not in words[file] for name in SPLITS], file))
+    hint = " save_to_disk wrote it: write it with to_parquet." if (path / "state.json").is_file() else ""
     raise DataError(
-        f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}. Give scenes, {', '.join(PRESETS)},"
-        f" a name on the Hugging Face Hub (owner/name), or the path of a .parquet file, or of a folder: of images with "
-        f"a metadata.csv (file_name, caption), or of .tar shards."
+        f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}.{hint} Give scenes, "
+        f"{', '.join(PRESETS)}, a name on the Hugging Face Hub (owner/name), or a path: of a file {', '.join(READERS)} "
+        f"or of a folder with .tar or .parquet files, or with images and a metadata.csv or .jsonl (file_name, caption)."
     )
 
 
+def endless(dataset: str) -> bool:
+    """Return whether a data set, of shards or on the Hub, may be so large that no more is read than is needed."""
+    return all(file.suffix.lower() == ".tar" for file in locate(dataset)[1])
+
+
 def state(dataset: str) -> list[Any]:
-    """Return what changes when a data set of files does. What was read of the Hub stays, also without a network."""
-    kind, where = locate(dataset)
-    stats = [(file, file.stat()) for file in sorted([Path(where), *Path(where).rglob("*")]) if file.is_file()]
-    return [kind, where, [f"{file}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats]]
+    """Return what changes with a file of a data set, or with a picture that it names; what the Hub had stays."""
+    where, files = locate(dataset)
+    named: list[Path] = []
+    for file in files:
+        with suppress(OSError, ValueError):  # a damaged file is refused when it is opened
+            named += [_path(file.parent, text) for text in _texts(file)]
+    used = [(file, os.stat(file)) for file in dict.fromkeys([*files, *named]) if os.path.isfile(file)]
+    return [where, [f"{file}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in used]]
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """Yield every text in a table, of which some may be paths."""
+    columns, kind = [""], file.suffix.lower()
+    if kind in PARQUET:  # Arrow has several types of text, parquet has one
+        columns = [leaf.path for leaf in pq.ParquetFile(file).schema if leaf.logical_type.type == "STRING"]
+    left: list[Any] = [*READERS[kind](file, columns)] if columns and kind != ".tar" else []
+    while left:
+        cell = left.pop()
+        left += cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
+        if isinstance(cell, str):
+            yield cell
+
+
+def _path(folder: Path, text: str) -> Path:
+    """Return a path that a file in `folder` names, perhaps as Windows writes it."""
+    return Path(folder, text if os.path.isfile(Path(folder, text)) else text.replace("\\", "/"))
+
+
+# --- read ---
+
+
+def _read_parquet(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
+    with pq.ParquetFile(file) as opened:
+        _each_once(opened.schema_arrow.names, file)
+        yield from (batch.to_pylist() for batch in opened.iter_batches(BATCH, columns=columns or None))
+
+
+def _read_list(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
+    """Yield the rows of a .csv or .tsv file, every cell a text, or of a .jsonl file, with all columns."""
+    content, rows, line = file.read_bytes(), [], 1
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if file.suffix.lower() == ".jsonl":
+            for line, record in enumerate(text.split("\n"), 1):  # noqa: B007
+                rows += [{**json.loads(record)}] if record.strip() else []
+        else:
+            separator = max(",;\t|", key=text.partition("\n")[0].count)
+            cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+            _each_once(names := [name.strip() for name in next(cells, [])], file)
+            line = cells.line_num + 1
+            for own in cells:
+                if len(own) > len(names):
+                    raise ValueError(f"more cells than columns. A caption with '{separator}' in it needs quotes")
+                rows += [dict(zip(names, own, strict=False))] if own else []
+                line = cells.line_num + 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not in UTF-8: save it again, in Excel as 'CSV UTF-8'.") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{file}, line {line}: {error}.") from error
+    yield from (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+
+
+def _read_tar(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
+    """Yield the samples of a WebDataset shard, files with the same key; they need not follow each other."""
+    with tarfile.open(file) as tar:
+        members = [(*os.path.split(one.name), one) for one in tar if one.isfile()]
+        members = [one for one in members if not one[1].startswith(".")]  # which macOS adds
+        # A key ends at the first dot, or at the last one where keys with dots would give dozens of columns
+        dots = len({name.partition(".")[2] for _, name, _ in members[:200]}) > 20
+        samples: dict[tuple[str, str], dict[str, tarfile.TarInfo]] = {}
+        for folder, name, member in members:
+            key, _, column = name.rpartition(".") if dots else name.partition(".")
+            samples.setdefault((folder, key), {})[column.lower()] = member
+        rows = list(samples.values())
+        for start in range(0, len(rows), BATCH):
+            part = [{n: one for n, one in own.items() if n in (columns or own)} for own in rows[start : start + BATCH]]
+            yield [{n: tar.extractfile(one).read() for n, one in own.items()} for own in part]  # type: ignore[union-attr]
+
+
+PARQUET = (".parquet", ".pq")
+READERS = dict.fromkeys(PARQUET, _read_parquet) | dict.fromkeys((".csv", ".tsv", ".jsonl"), _read_list)
+READERS |= {".tar": _read_tar}
+
+
+def _each_once(columns: Sequence[str], file: Path) -> None:
+    if twice := [name for name, n in Counter(columns).items() if n > 1]:
+        raise DataError(f"{file} has two columns '{printable(twice[0], 80)}': rename or remove one of them.")
+
+
+# --- opened ---
 
 
 def open_source(dataset: str, image: str = "", captions: Sequence[str] | None = ()) -> Source:
-    """Return all splits of a data set as one, in the order train, validation, test, others, streamed.
+    """Return all files or splits of a data set as one, in the order train, validation, test, others, streamed.
 
-    `image` and `captions` name columns that are not found by themselves; with `captions` None none are needed. Raise
-    DataError for a set that cannot be read, and for columns that are missing or of the wrong type.
+    `image` and `captions` name columns that are not found by themselves, with dots what is nested in them, such as
+    sentences.raw; with `captions` None none are needed. Raise DataError for a set that cannot be read, and for columns
+    that are missing or hold something else.
     """
+    where, files = locate(dataset)
+    try:
+        read, classes = _open_files(files) if files else _open_on_hub(where)
+        rows: Rows = next(read([]), (Path(), []))[1]
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow, tarfile, fsspec, HTTP and datasets raise errors of dozens of kinds
+        cure = "It is damaged or empty: copy it again." if files else "Check its name, the network and `hf auth login`."
+        said = f"{where}: cannot be read ({type(error).__name__}: {printable(error, 200)}). {cure}"
+        configs = "hf://datasets/OWNER/NAME@refs/convert/parquet/CONFIGURATION/*/*.parquet"
+        raise DataError(said + f" Of several configurations, name one: {configs}" * ("onfig" in said)) from error
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    images, places, label = _columns(rows, columns, where, image, captions)
+    total = cache(lambda: sum(len(part) for _, part in read(["none"]))) if files else lambda: float("inf")
+    lines = [len(one.splitlines()) > 1 for row in rows for place in places for one in texts(row, place, False)]
+    several = bool(lines) and sum(lines) >= SEVERAL_LINES * len(lines)
+    return Source(where, read, columns, images, places, label, classes.get(label, ()), several, total)
+
+
+def _open_files(files: Sequence[Path]) -> tuple[Reader, dict[str, list[str]]]:
+    """Return how local files are read, and the names of classes by column."""
+    features: dict[str, Any] = {}
+    for file in files:
+        content = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+        if said := sign(content[:64].tobytes()):
+            raise DataError(f"{file} is {said}.")
+        # tarfile reads one that was cut off as if it ended there
+        if file.suffix.lower() == ".tar" and (len(content) < 1024 or content[-1024:].any()):
+            raise DataError(f"{file} is cut off, its end is missing: copy it again.")
+        if file.suffix.lower() in PARQUET:
+            about = json.loads((pq.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+            features |= about.get("info", {}).get("features", {})
+    classes = {name: one.get("names") or one.get("feature", {}).get("names") or [] for name, one in features.items()}
+    kinds = [(file, READERS[file.suffix.lower()]) for file in files]
+    return lambda columns: ((file.parent, batch) for file, read in kinds for batch in read(file, columns)), classes
+
+
+def _open_on_hub(where: str) -> tuple[Reader, dict[str, list[str]]]:
+    """Return the same for a set on the Hub."""
     import datasets  # takes seconds to import
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would say every error before we do
-    kind, where = locate(dataset)
-    literal = where if where.startswith("hf://") else re.sub(r"([*?\[])", r"[\1]", where)  # no pattern in a file's name
-    files = {"parquet": literal, "imagefolder": f"{literal}/**", "webdataset": f"{literal}/*.tar"}.get(kind)
-    try:
-        splits = datasets.load_dataset(kind if files else where, data_files=files, streaming=True)
-        order = sorted(splits, key=lambda name: (*SPLITS, name).index(name))
-        rows = datasets.concatenate_datasets([splits[name] for name in order])
-        if not rows.features:
-            raise ValueError("its columns are known only after reading it all")
-    except Exception as error:  # pyarrow, fsspec, HTTP and datasets raise errors of dozens of kinds
-        said = f"{where}: cannot be read ({type(error).__name__}: {error!s:.200}). Copy the file again; for a set on"
-        raise DataError(f"{said} the Hub check its name, the network and `hf auth login`.") from error
-    for name, feature in dict(rows.features).items():  # decoded here: a broken image must cost one row only
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    image, texts, label = _columns(rows.features, where, image, captions)
-    kind_of_label = getattr(rows.features.get(label), "feature", rows.features.get(label))
-    return Source(where, rows, image, texts, label, getattr(kind_of_label, "names", None) or ())
+    files = {"path": "parquet", "data_files": where} if where.startswith("hf://") else {"path": where}
+    splits = datasets.load_dataset(**files, streaming=True)
+    order = sorted(splits, key=lambda name: (*SPLITS, name).index(name))
+    rows = datasets.concatenate_datasets([splits[name] for name in order]).decode(False)  # broken: one row is lost
+    features = {name: getattr(kind, "feature", kind) for name, kind in (rows.features or {}).items()}
+
+    def read(columns: Sequence[str]) -> Iterator[tuple[Path, Rows]]:
+        for batch in (rows.select_columns(list(columns)) if columns else rows).iter(BATCH):
+            yield Path(), [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
+
+    return read, {name: getattr(kind, "names", None) or [] for name, kind in features.items()}
 
 
-def _columns(features: Any, where: str, image: str, captions: Sequence[str] | None) -> tuple[str, list[str], str]:
-    """Return the image column, the caption columns and the label column: those that are named, else the usual ones."""
-    kinds = {name: getattr(feature, "feature", feature) for name, feature in features.items()}  # of elements
-    flat = ("Value", "ClassLabel", "Image")  # what is deeper than a list of these is "" below
-    kinds = {name: kind.dtype if type(kind).__name__ in flat else "" for name, kind in kinds.items()}
-    typed = [name for name, kind in kinds.items() if kind.startswith("PIL")]
-    usual = [name for name in IMAGE_NAMES if name in (typed or kinds)]  # a `mask` is not what is trained on
-    names = [image] if image else usual[:1] or (typed if len(typed) == 1 else [])
-    numbered = sorted((name for name in kinds if re.fullmatch(r"caption_\d+", name)), key=lambda name: int(name[8:]))
-    texts = list(captions or ()) or [name for name in CAPTION_NAMES if name in kinds][:1] or numbered
-    for what, found in (("image", names), ("captions", texts)) if captions is not None else (("image", names),):
-        if not found or set(found) - kinds.keys():
-            missing = "".join(f" '{name}'" for name in found if name not in kinds)
+def _columns(
+    rows: Rows, columns: Sequence[str], where: str, image: str, captions: Sequence[str] | None
+) -> tuple[list[Place], list[Place], str]:
+    """Return where pictures, captions and the label are: in the columns that are named, else in the usual ones."""
+
+    def usual(names: Sequence[str], among: Collection[str]) -> list[str]:
+        return sorted((one for one in among if one.lower() in names), key=lambda one: names.index(one.lower()))
+
+    held = {name: [one for row in rows for one in values(row.get(name)) if one is not None] for name in columns}
+    binary = [name for name in columns if any(isinstance(one, bytes) or _held(one) is not one for one in held[name])]
+    textual = [name for name in columns if any(isinstance(one, (str, bytes)) for one in held[name])]
+    images = [image] if image else usual(IMAGE_NAMES, binary) or usual(IMAGE_NAMES, columns)  # not a `mask`
+    images = images or binary * (len(binary) == 1)
+    numbered = sorted((one for one in columns if re.fullmatch(r"caption_\d+", one)), key=lambda one: int(one[8:]))
+    found = usual(CAPTION_NAMES[:2], columns)[:1] or numbered or usual(CAPTION_NAMES, textual or columns)[:1]
+    named = [] if captions is None else list(captions) or found
+    for what, wanted in {"image": images, "captions": named}.items():
+        missing = [one for one in wanted or [""] if not _place(one, columns)]
+        if missing and (what, captions) != ("captions", None):
+            shown = ", ".join(printable(one, 40) for one in columns[:10]) + ", …" * (len(columns) > 10)
             raise DataError(
-                f"{where}: no {what} column{missing}. Its columns are {', '.join(kinds)}. Name the right one: --{what} "
+                f"{where}: no {what} column {missing[0]!r:.80}. Its columns are {shown}. Name the right one: --{what} "
                 f"with ./run_all.sh, or the parameter `{what}` in a notebook (several with commas between them)."
             )
-    for name in texts if captions is not None else ():
-        if "string" not in kinds[name]:
-            raise DataError(f"{where}: column '{name}' holds {features[name]}, expected text or lists of text.")
-    labels = [name for name in ("label", "labels") if kinds.get(name) and name not in (*typed, *texts)]
-    return names[0], texts if captions is not None else [], labels[0] if labels else ""
+    for name, place in [(one, _place(one, columns)) for one in named]:
+        cells = [one for row in rows for one in values(row.get(place[0]), place[1:]) if one is not None]
+        records = [one for cell in cells[:10] for one in values(_parsed(cell)) if isinstance(one, dict)]
+        if records or (cells and not any(isinstance(one, (str, bytes)) for one in cells)):
+            parts = f" Name a part of it, such as {name}.{next(iter(records[0]), '')}." if records else ""
+            said = f"{where}: column '{name}' holds {printable(repr(cells[0]), 80)}, expected text or lists of text."
+            raise DataError(said + parts)
+    flat = [name for name in columns if held[name] and not any(isinstance(one, (dict, bytes)) for one in held[name])]
+    labels = [name for name in usual(("label", "labels"), flat) if name not in (*images, *named)]
+    return [_place(one, columns) for one in images], [_place(one, columns) for one in named], (labels or [""])[0]
+
+
+def _place(name: str, columns: Sequence[str]) -> Place:
+    """Return the column that a dotted name begins with, and the keys below it; () where there is none."""
+    parts = name.split(".")
+    ends = [end for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in columns]
+    return (".".join(parts[: ends[0]]), *parts[ends[0] :]) if ends else ()
+
+
+def _parsed(cell: Any) -> Any:
+    """Return what a text holds as JSON, any other cell as it is."""
+    try:
+        return json.loads(cell) if isinstance(cell, (str, bytes)) else cell
+    except ValueError:
+        return cell
+
+
+def values(cell: Any, keys: Sequence[str] = ()) -> list[Any]:
+    """Return what a cell holds below some keys, lists flattened; a text is JSON where keys are asked of it."""
+    if isinstance(cell := _parsed(cell) if keys else cell, (list, tuple)):
+        return [one for part in cell for one in values(part, keys)]
+    return [cell] if not keys else values(cell.get(keys[0]), keys[1:]) if isinstance(cell, dict) else []
+
+
+def texts(row: dict[str, Any], place: Place, lines: bool) -> list[str]:
+    """Return the captions at a place of a row: elements of a list, also of one written as text, and perhaps `lines`."""
+    found: list[str] = []
+    for text in values(row.get(place[0]), place[1:]):
+        text = text.decode("utf-8-sig", "replace") if isinstance(text, bytes) else text
+        if isinstance(text, str):
+            found += _listed(text.strip()) or (text.splitlines() if lines else [text])
+    found = [text.strip("\ufeff \t\r\n") for text in found]
+    return [text for text in found if any(one.isprintable() and one != " " for one in text)]  # what shows
+
+
+def _listed(text: str) -> list[str]:
+    """Return the texts of a list as JSON, Python or NumPy write it, [""] of an empty one, [] of any other text."""
+    found = _parsed(text) if text[:1] == "[" else None
+    if isinstance(found, list) and {*map(type, found)} <= {str, type(None)}:
+        return [one or "" for one in found] or [""]
+    return [ast.literal_eval(one) for one in re.findall(TEXT, text)] if LIST.fullmatch(text) else []
 
 
 # --- decoded ---
 
 
-def decode_image(cell: Any) -> Image.Image:
-    """Return the picture of an image cell ({"bytes", "path"}, bytes or a path), in RGB and at its own size; what is
-    transparent becomes white. Raise as Pillow does."""
-    content = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-    if not content or (isinstance(content, str) and not os.path.isfile(content)):
-        raise ValueError("there is no image")
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
+def _held(cell: Any) -> Any:
+    """Return the bytes or the path of a picture that `datasets` stored, any other cell as it is."""
+    stored = isinstance(cell, dict) and not {"bytes", "path"}.isdisjoint(cell)
+    return (cell.get("bytes") or cell.get("path")) if stored else cell
+
+
+def decode_image(cell: Any, folder: Path = Path()) -> Image.Image:
+    """Return the picture of an image cell (bytes, a path from `folder`, {"bytes", "path"}, or a list of one of these)
+    in RGB, at its own size, on white. Raise ValueError for other cells, else what Pillow raises."""
+    content = _held(cell[0] if isinstance(cell, list) and len(cell) == 1 else cell)
+    shown = printable(repr(content), 60)
+    if isinstance(content, str) and re.match(r"\w+://", content):
+        raise ValueError(f"{shown} is an address: download the pictures first, for example with img2dataset")
+    if isinstance(content, str) and re.fullmatch(r"data:.*|[\w+/\s=-]{200,}", content):
+        raise ValueError(f"{shown} is base64 text: decode it, and store the bytes")
+    if isinstance(content, str):
+        if not os.path.isfile(path := _path(folder, content)):
+            raise ValueError(f"there is no file {shown} in {folder.resolve()}")
+        content = path.read_bytes()
+    if not isinstance(content, bytes):
+        raise ValueError(f"{shown} is no picture, but perhaps an array: store bytes, or the path of a file")
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is {sign(content) or f'nothing that Pillow knows: {content[:16]!r}'}") from None
+    with opened as file:
         image: Image.Image = ImageOps.exif_transpose(file)
         if image.mode[0] in "IF":  # grey beyond 8 bits, or real numbers: Pillow would cut these off, not scale them
-            values = np.nan_to_num(np.asarray(image, float), posinf=0).clip(0)
-            top = next((limit for limit in (1, 255, 4095, 65535) if values.max() <= limit), values.max())
-            image = Image.fromarray((values * (255 / top)).astype(np.uint8))
+            grey = np.nan_to_num(np.asarray(image, float), posinf=0, neginf=0)
+            low, high = min(0, grey.min()), grey.max()
+            high = next((limit for limit in (1, 255, 4095, 65535) if high <= limit and not low), high)
+            image = Image.fromarray(((grey - low) * (255 / ((high - low) or 1))).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def sign(content: bytes) -> str:
+    """Return what a file is by its first bytes, where these are those of a usual mistake, else ""."""
+    start = content[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if content[4:8] == b"ftyp" and content[8:11] in (b"hei", b"hev", b"mif"):
+        return "HEIC: convert it to JPEG"
+    return next((said for first, said in SIGNS.items() if start.startswith(first)), "" if content else "empty")
 
 
 def square(image: Image.Image, pixels: int) -> np.ndarray:
@@ -194,66 +446,86 @@ def square(image: Image.Image, pixels: int) -> np.ndarray:
 def stream(
     source: Source, make: Callable[[Image.Image], Any], tally: Tally, only: Collection[int] | None = None
 ) -> Iterator[Row]:
-    """Yield the usable rows, or `only` those with some numbers, decoded on all cores; `make` turns each picture into
-    what is kept. What was read and skipped is counted in `tally`. Raise DataError where reading breaks off."""
-    columns = dict.fromkeys([source.image, *source.captions, *filter(None, [source.label])])
+    """Yield the usable rows, or `only` those with some numbers, decoded on all cores; `make` turns a picture into what
+    is kept. `tally` counts what is read and skipped. Raise DataError where reading breaks off, or that is too much."""
+    columns = dict.fromkeys([*(place[0] for place in (*source.images, *source.captions)), source.label])
     bar = tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2)
     with ThreadPoolExecutor() as pool, bar:
-        for batch in _batches(source, list(columns)):
+        for folder, batch in _batches(source, list(filter(None, columns))):
             wanted = {n: row for n, row in enumerate(batch, tally.rows) if only is None or n in only}
-            made = list(pool.map(partial(_usable, source=source, make=make), wanted.values()))
+            made = list(pool.map(partial(_usable, folder=folder, source=source, make=make), wanted.values()))
             tally.rows += len(batch)
             bar.update(len(batch))
-            found = dict(zip(wanted, made, strict=True))
-            tally.broken += [f"row {n}: {one}" for n, one in found.items() if isinstance(one, str)]
-            yield from (Row(n, *one) for n, one in found.items() if not isinstance(one, str))
+            for n, one in zip(wanted, made, strict=True):
+                if isinstance(one, tuple):
+                    yield Row(n, *one)
+                else:
+                    reason, _, said = one.partition(": ")
+                    tally.skipped[reason] += 1
+                    tally.examples += [f"row {n}: {said or reason}"] * (len(tally.examples) < 3)
+            tally.check(source)
 
 
-def _batches(source: Source, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield some columns of all rows in lists, undecoded."""
+def _batches(source: Source, columns: Sequence[str]) -> Iterator[tuple[Path, Rows]]:
+    """Yield some columns of all rows, undecoded."""
     done = 0
     try:
-        for batch in source.rows.select_columns(columns).iter(batch_size=BATCH):
-            yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            done += BATCH
-    except Exception as error:  # pyarrow's and the network's errors of many kinds
-        said = f"{source.where}: reading stopped after {done} rows ({error!s:.200})"
+        for folder, batch in source.read(columns):
+            yield folder, batch
+            done += len(batch)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's, tarfile's and the network's errors of many kinds
+        said = f"{source.where}: reading stopped after {done} rows ({printable(error, 200)})"
         raise DataError(f"{said}. A file is damaged or empty, or the network failed: copy it again.") from error
 
 
 def column(source: Source, name: str) -> list[Any]:
     """Return one column of all rows."""
-    return [row[name] for batch in _batches(source, [name]) for row in batch]
+    return [row.get(name) for _, batch in _batches(source, [name]) for row in batch]
 
 
-def _usable(row: dict[str, Any], source: Source, make: Callable) -> tuple[Any, list[str], list[Any]] | str:
-    """Return what `make` makes of the picture, the captions and the labels of a row, or what is wrong with it."""
-    listed = {name: cell if isinstance(cell, list) else [cell] for name, cell in row.items()}
-    texts = [text.strip() for name in source.captions for text in listed[name] if isinstance(text, str)]
-    texts = [text for text in texts if any(one.isprintable() and one != " " for one in text)]  # what shows
-    if source.captions and not texts:
-        return "no caption that is not empty"
-    labels = [one for one in listed.get(source.label, ()) if one == one and one not in (None, "")]
-    cell = row[source.image]
+def _usable(row: dict[str, Any], folder: Path, source: Source, make: Callable) -> tuple[Any, list, list] | str:
+    """Return what `make` makes of the picture, the captions and the labels of a row, or why it cannot be used."""
+    captions = [text for place in source.captions for text in texts(row, place, source.lines)]
+    cells = [[one for one in values(row.get(place[0]), place[1:]) if _held(one)] for place in source.images]
+    if not any(cells) or (source.captions and not captions):
+        return "without a caption" if any(cells) else "without a picture"
+    labels = [one for one in values(row.get(source.label)) if one == one and one not in (None, "")]
+    cell = next(filter(None, cells))
     try:
-        return make(decode_image(cell)), texts, labels
+        return make(decode_image(cell, folder)), captions, labels
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
-        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-        return f"{path or 'its picture'} cannot be read ({type(error).__name__}: {error})"
+        path = cell[0].get("path") if isinstance(cell[0], dict) else None
+        return f"damaged: {printable(path or 'its picture', 80)} cannot be read ({printable(error, 200)})"
 
 
 def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Photos:
-    """Write the pixels of every different image to a file, and return what is known of them; end after `most` images.
-    Of equal images the first one is kept, with the captions of all where every row has one caption, else its own."""
-    seen: dict[bytes, tuple[int, list[Any], list[list[str]]]] = {}  # digest of an image -> number, labels, captions
+    """Write every different image to a file, at most `most`; return what is known of each from all its rows."""
+    seen: dict[bytes, tuple[int, list[Any], list[str]]] = {}  # digest of an image -> number, labels, captions
+    thumbs, again = [], 0
     for row in rows:
         digest = hashlib.sha256(content := row.image.tobytes()).digest()
+        again += digest in seen
         if digest not in seen:
             pixels.write(content)
-        seen.setdefault(digest, (row.number, row.labels, []))[2].append(row.captions)
+            grey = Image.fromarray(row.image.transpose(1, 2, 0)).convert("L")
+            thumbs.append(np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16))
+        seen.setdefault(digest, (row.number, row.labels, []))[2].extend(row.captions)
         if len(seen) == most:
             break
     numbers, labels, texts = map(list, zip(*seen.values(), strict=True)) if seen else ([], [], [])
-    alone = all(len(own) == 1 for many in texts for own in many)
-    captions = [list(dict.fromkeys(own[0] for own in many)) if alone else many[0] for many in texts]
-    return Photos(numbers, [own[:MAX_CAPTIONS] for own in captions], labels)
+    captions = [list(dict.fromkeys(own)) for own in texts]
+    dropped, near = sum(len(own[MAX_CAPTIONS:]) for own in captions), near_duplicates(thumbs)
+    said = [f"{again:,} rows show a picture again and are merged"] * bool(again)
+    said += [f"{dropped:,} captions beyond {MAX_CAPTIONS} of a picture are left out"] * bool(dropped)
+    said += [f"{near:,} pictures nearly equal another one (the same, encoded twice?)"] * bool(near)
+    return Photos(numbers, [own[:MAX_CAPTIONS] for own in captions], labels, said)
+
+
+def near_duplicates(thumbs: Sequence[np.ndarray]) -> int:
+    """Return how many of N grey pictures int16 `[16, 16]` differ from another one by less than NEAR in the mean."""
+    fine = np.reshape(thumbs, (-1, 4, 4, 4, 4))
+    coarse = cKDTree(fine.mean(axis=(2, 4)).reshape(-1, 16))  # means of 4 x 4 pixels differ by no more
+    pairs = coarse.query_pairs(16 * NEAR, p=1, output_type="ndarray") if len(fine) else np.zeros((0, 2), int)
+    return len(np.unique(pairs[[np.abs(fine[i] - fine[j]).mean() < NEAR for i, j in pairs]]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from joblib import cpu_count
+from joblib import cpu_count  # which heeds a container's quota
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -27,8 +27,7 @@ OnEpoch = Callable[[], None]  # called at the end of every epoch
 
 
 def jobs() -> int:
-    """Return how many models are trained at once: CLIPMEM_JOBS, else one per CPU core (joblib heeds the quota of a
-    container, os.cpu_count() does not), or one on an accelerator."""
+    """Return how many models are trained at once: CLIPMEM_JOBS, else one on an accelerator, or one per CPU core."""
     return int(os.environ.get("CLIPMEM_JOBS") or (1 if models.device().type != "cpu" else cpu_count()))
 
 
@@ -99,12 +98,6 @@ def run_key(recipe: Recipe) -> str:
 def missing(recipes: Sequence[Recipe]) -> list[Recipe]:
     """Return the recipes whose runs the store does not hold."""
     return [recipe for recipe in recipes if not store.finished("run", run_key(recipe))]
-
-
-def outdated() -> bool:
-    """Return whether the store holds models of an older version of the code, which are not used any more."""
-    about = (store.root() / "run").glob("*/about.json")
-    return any(f'"version": {VERSION}\n'.encode() not in path.read_bytes() for path in about)
 
 
 def forget(recipes: Sequence[Recipe]) -> None:

@@ -352,8 +352,7 @@ def _noise(x: Array, y: Array, fx: float, fy: float, rng: Random) -> Array:
 
 
 def _pattern(ground: str, x: Array, y: Array, rng: Random) -> list[Array]:
-    """Return the share [H, W] of the ground's second colour and, where it has a third one, the share of that. Shares
-    below 0 and above 1 count as 0 and 1."""
+    """Return the share [H, W] of the ground's second colour, and of a third one; they count as if cut to [0, 1]."""
     match ground:
         case "grass":
             return [0.5 + (0.4 * _noise(x, y, 13, 4, rng) + 0.15 * _noise(x, y, 3, 3, rng))]

@@ -15,15 +15,14 @@ from lib.runs import cached
 from lib.utility import GALLERY, Labelled
 
 Measure = Callable[[CLIP, Recipe], pd.DataFrame]
-TRUTH = ["pair_id", "corruption", "share_swapped", "vagueness", "rarity", "mislabelled"]
+TRUTH = ["pair_id", "corruption", "share_planned", "share_swapped", "vagueness", "rarity", "mislabelled"]
 CHANCE_BITS = 1 / np.log(2)  # mean of log2(gallery / rank) for a random order in a large gallery: 1.44
 
 
 def collect(
     study: Study, read: Callable[[Recipe], pd.DataFrame], conditions: Sequence[str] = (), roles: str = "fg"
 ) -> pd.DataFrame:
-    """Return `read(recipe)` of f and g (or one of them) of every condition and seed, one below the other, with columns
-    condition, seed, role."""
+    """Return `read(recipe)` of f and g (or one) of all conditions and seeds, with columns condition, seed, role."""
     wanted: dict[tuple[str, int, str], Recipe] = {}
     for condition, seed in product(conditions or study.conditions, study.seeds):
         f_g = dict(zip("fg", f_and_g(study.conditions[condition], seed), strict=True))
@@ -78,11 +77,8 @@ def during_training(study: Study, condition: str = "") -> pd.DataFrame:
     return table.merge(loss, on=["seed", "epoch"], how="left")
 
 
-def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Add the single-model baselines to `score_pairs` of the plain condition: early_loss_in (at the first evaluation),
-    mean_loss_in (over all), and `_in` and `_out` of augmentation and lemon, see `scores.single_model`."""
-    by_pair = during_training(study).sort_values("epoch").groupby(["seed", "pair_id"])["loss_in"]
-    losses = pd.DataFrame({"early_loss_in": by_pair.first(), "mean_loss_in": by_pair.mean()}).reset_index()
+def baselines(study: Study) -> pd.DataFrame:
+    """Return `scores.single_model` of plain CLIP: seed, pair_id, and `_in` and `_out` of augmentation and lemon."""
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         data = prepare(recipe.data)
@@ -90,14 +86,11 @@ def add_baselines(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         return scores.single_model(model, data, rows, data.training_rows(recipe), study.augmentations)
 
     both = memorization(study, measure_all(study, f"baselines-{study.augmentations}", measure, [study.plain]))
-    names = [name for name in both if name.endswith(("_in", "_out"))]
-    both = both[["seed", "pair_id", *names]].merge(losses, on=["seed", "pair_id"], how="left")
-    return table.merge(both, on=["seed", "pair_id"], how="left")
+    return both[["seed", "pair_id", *(name for name in both if name.endswith(("_in", "_out")))]]
 
 
 def clipmem_drop(pairs: pd.DataFrame, name: str, than: str = "CLIP") -> pd.DataFrame:
-    """Return by how much CLIPMem of each pool pair is lower under one condition than under another: seed, pair_id,
-    corruption, drop."""
+    """Return by how much CLIPMem of each pool pair drops from `than` to `name`: seed, pair_id, corruption, drop."""
     keys = ["seed", "pair_id"]
     before, after = (pool(pairs[pairs["condition"] == condition]) for condition in (than, name))
     both = before.merge(after[[*keys, "clipmem"]], on=keys, suffixes=("", "_after"), validate="one_to_one")
@@ -135,8 +128,7 @@ def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
 
 
 def gain_over_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:
-    """Return the bits of retrieval of a condition minus those of plain training, stopped where it has memorized as
-    much: the mean over the seeds, on the first gallery."""
+    """Return a condition's bits minus those of plain training stopped at equal CLIPMem: the mean over the seeds."""
     gains, start = [], {"clipmem": 0.0, "bits": CHANCE_BITS}  # before training: nothing memorized, a random order
     for seed, curve in early_stopping(study).groupby("seed"):
         curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")

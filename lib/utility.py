@@ -46,7 +46,7 @@ def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
     Beside the data set they are <name>_train.parquet and <name>_test.parquet (columns image, label), else on the Hub;
     one that is in neither is left out with a warning. Raise DataError for a file beside it that is no use.
     """
-    found, folder = [], Path(locate(dataset)[1]).parent if dataset != "scenes" else Path()
+    found, folder = [], Path(locate(dataset)[0]).parent if dataset != "scenes" else Path()
     for name, on_hub in SETS.items() if dataset != "scenes" else ():
         files = [folder / f"{name}_{part}.parquet" for part in ("train", "test")]
         beside = all(file.is_file() for file in files)
@@ -69,11 +69,8 @@ def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
 
 
 def ranks(image: Tensor, text: Tensor) -> Tensor:
-    """Return how many others are more similar than the own one, `[2, N]` from image to text and from text to image.
-
-    Of N matching unit vectors `[N, D]`. A tie counts as half: a model with one embedding for all captions finds
-    nothing by the order of the rows.
-    """
+    """Return how many others are more similar than the own one, `[2, N]` from image to text and back, of N matching
+    unit vectors `[N, D]`. A tie counts as half: one embedding for all finds nothing by the order of the rows."""
     similarity = image @ text.T
     own = similarity.diagonal()[:, None]
     return torch.stack([(s > own).sum(dim=1) + ((s == own).sum(dim=1) - 1) / 2 for s in (similarity, similarity.T)])
@@ -122,8 +119,7 @@ def has_labels(data: Dataset) -> bool:
 
 
 def _probe_rows(data: Dataset) -> np.ndarray:
-    """Return the rows that a probe of own classes is fitted on: the probe subset, or where that is empty the shared
-    pairs. Neither is ever corrupted."""
+    """Return the rows that a probe of own classes is fitted on, which are never corrupted."""
     return data.subsets["probe" if len(data.subsets["probe"]) else "shared"]
 
 

@@ -1,7 +1,9 @@
 """Captioned pictures in every usual layout: what is read stays right, what is broken is counted, skipped or refused."""
 
 import io
+import json
 import tarfile
+from base64 import b64encode
 from dataclasses import replace
 
 import datasets
@@ -19,7 +21,7 @@ from lib.photos import DataError
 from lib.recipes import DataConfig
 
 SIZES = {"shared": 20, "pool": 120, "external": 30, "test": 20, "probe": 10}
-TWO, NOUNS = [["a cat", "one cat"]] * 3, ("dog", "cat", "boat", "tree", "house", "cloud")
+TWO, NOUNS = [[f"a {x}", f"one {x}"] for x in ("cat", "dog", "cow")], ("dog", "cat", "boat", "tree", "house", "cloud")
 
 
 def caption(i, wording=0):
@@ -62,33 +64,74 @@ def config(path, **change):
 
 
 def test_captions_and_images_are_found_in_every_usual_layout(tmp_path):
-    for layout in (
-        {"mask": columns(6)["image"][3:], "captions": TWO},
-        {"caption": [["a cat", " ", None, "one cat "]] * 3, "text": TWO},
-        {"caption_10": ["one cat"] * 3, "caption_2": ["a cat"] * 3},
+    structs = [[{"raw": text, "tokens": text.split()} for text in own] for own in TWO]
+    listed = [json.dumps(own) for own in TWO]
+    for layout, named in (
+        ({"mask": columns(6)["image"][3:], "captions": TWO}, ()),
+        ({"caption": [[own[0], " ", None, f"{own[1]} "] for own in TWO], "text": TWO[::-1]}, ()),
+        ({"caption_10": [own[1] for own in TWO], "caption_2": [own[0] for own in TWO], "title": ["x"] * 3}, ()),
+        ({"Text": TWO, "sentences": structs}, ()),  # the usual column that holds text
+        ({"ALT_TEXT": listed}, ()),  # JSON, then as Python and NumPy print lists, then one caption per line
+        ({"prompt": [str(own) for own in TWO]}, ()),
+        ({"txt": [str(np.array(own)) for own in TWO]}, ()),
+        ({"caption": ["\r\n".join(own) for own in TWO]}, ()),
+        ({"sentences": structs}, ("sentences.raw",)),
+        ({"meta": [json.dumps({"all": {"en": own}}) for own in TWO]}, ("meta.all.en",)),
     ):
-        pairs = small(write_parquet(tmp_path / "set[1].parquet", layout | columns(3, **layout)))
+        path = write_parquet(tmp_path / "set[1].parquet", layout | columns(3, **layout))
+        pairs = small(path, caption_columns=named)
         assert pairs.captions == TWO and pairs.class_names == () and np.array_equal(pairs.images[1], shown(picture(1)))
+    for image in ([[one] for one in columns(3)["image"]], [picture(i) for i in range(3)]):
+        pairs = small(write_parquet(tmp_path / "set.parquet", {"IMG": image, "caption": TWO}))
+        assert pairs.captions == TWO and np.array_equal(pairs.images[2], shown(picture(2)))
 
 
 def test_columns_with_other_names_are_refused_until_they_are_named(tmp_path):
     table = {"photo": columns(3)["image"], "sentences": TWO, "label": TWO, "scene": [1, 2, 3]}
-    path = write_parquet(tmp_path / "own.parquet", table)
-    missing = {("",): "no image column.*photo, sentences", ("photo",): "no caption", ("photo", ("no",)): "column 'no'"}
-    for named, message in (missing | {("photo", ("scene",)): "expected text"}).items():
+    path = write_parquet(tmp_path / "own.parquet", table | {"mask": table["photo"], "raw": [{"a": "b", "c": 1}] * 3})
+    missing = {("",): "no image column.*photo, sentences", ("photo", ("no",)): "column 'no'"}
+    missing |= {("photo", ("scene",)): "expected text", ("photo", ("raw",)): "Name a part of it, such as raw.a"}
+    for named, message in missing.items():
         with pytest.raises(DataError, match=message):
             photos.open_source(path, *named)
     pairs = small(path, image_column="photo", caption_columns=("sentences", "label"))
-    assert pairs.captions == [TWO[0] * 2] * 3 and pairs.class_names == ()  # a column of captions is no label
+    assert pairs.captions == TWO and pairs.class_names == ()  # a column of captions is no label
+    assert small(write_parquet(tmp_path / "own.parquet", table)).captions == TWO  # the only pictures there are
 
 
 def test_rows_with_the_same_picture_become_one_pair_with_all_captions(tmp_path):
-    table = columns(60, caption=[caption(i) for i in range(60)])
+    table = columns(60, caption=[[caption(i)] for i in range(60)])
     table["image"] = [table["image"][i // 20 if i < 40 else 39 + i // 5] for i in range(60)]
+    table["caption"][41] = [caption(41), "another"]  # one row with a list changes nothing for the others
     pairs = small(write_parquet(tmp_path / "set.parquet", table))
     assert pairs.captions[0] == [caption(i) for i in range(10)]  # of 20, so that none widens the tokens of all
-    assert pairs.captions[2] == [caption(i) for i in range(40, 45)] and pairs.ids.shape == (6, 10, 24)
+    assert sorted(pairs.captions[2]) == sorted([*map(caption, range(40, 45)), "another"]) and pairs.ids.shape[1] == 10
     assert [*pairs.table["pair_id"]] == [0, 20, 40, 45, 50, 55] and np.array_equal(pairs.images[2], shown(picture(47)))
+    assert "5 to 10 captions each" in pairs.said and "54 rows show a picture again" in pairs.said
+    assert "20 captions beyond 10 of a picture are left out" in pairs.said
+
+
+def test_what_models_read_of_the_captions_is_said_and_the_same_for_all_is_refused(tmp_path):
+    same = [f"{'in this picture we can see ' * 5} {i}" for i in range(40)]
+    with pytest.raises(DataError, match="all captions have 1 different beginnings"):
+        small(write_parquet(tmp_path / "set.parquet", columns(40, caption=same)))
+    half = [same[i] if i % 2 else caption(i) for i in range(40)]
+    pairs = small(write_parquet(tmp_path / "set.parquet", columns(40, caption=half)))
+    assert f"40 pictures, 1 caption(s) each, the first: '{caption(0)}'; 50 % of the captions are longer" in pairs.said
+    assert "50 % have the same tokens as another" in pairs.said
+    assert np.array_equal(pairs.ids, encode(pairs.captions, 1, 24))
+
+
+def test_the_same_picture_encoded_twice_is_counted_and_different_pictures_are_not(tmp_path):
+    grid, table = np.mgrid[0:32, 0:32] / 32, {"image": [], "caption": [caption(i) for i in range(50)]}
+    for seed in range(30):
+        waves = np.random.default_rng(seed).uniform(-6, 6, (3, 3))
+        pixels = 127 + 120 * np.sin(np.einsum("cd,dxy->cxy", waves[:, :2], grid) + waves[:, 2, None, None])
+        image = Image.fromarray(pixels.astype(np.uint8).transpose(1, 2, 0))
+        for quality in (95, 30)[: 1 + (seed < 20)]:
+            image.save(file := io.BytesIO(), "JPEG", quality=quality)
+            table["image"].append(file.getvalue())
+    assert "40 pictures nearly equal another one" in small(write_parquet(tmp_path / "set.parquet", table)).said
 
 
 def test_labels_of_every_type_become_class_shares(tmp_path):
@@ -110,13 +153,27 @@ def test_broken_rows_are_named_and_skipped_up_to_one_per_cent(tmp_path):
     table["image"][17]["bytes"] = table["image"][17]["bytes"][:-300]
     table["image"][18]["bytes"], table["captions"][40] = b"no image", ["", " \u200b\u00ad"]  # nothing of it shows
     datasets.Dataset.from_dict(table).cast_column("image", datasets.Image()).to_parquet(path)  # as on the Hub
-    with pytest.warns(UserWarning, match=r"set\.parquet: 3 of 300 .*row 17: .*; row 18: .*; row 40: no caption"):
+    with pytest.warns(UserWarning, match=r"set\.parquet: 3 of 300 .*row 17: .*; row 18: .*; row 40: without a caption"):
         pairs = small(path)
     assert pairs.table["pair_id"].tolist() == [i for i in range(300) if i not in (17, 18, 40)]
     assert pairs.captions[38] == [caption(41), caption(41, 1)] and len(pairs.images) == len(pairs.ids) == 297
-    table["captions"][42] = []
-    with pytest.raises(DataError, match=r"4 of 300 rows cannot be used: row 17.*At most 1% are skipped"):
+    assert "3 of 300 rows skipped (2 damaged, 1 without a caption)" in pairs.said
+    table["captions"][41:180], table["image"][180:187] = [[]] * 139, [None] * 7  # img2dataset leaves rows like these
+    with pytest.warns(UserWarning, match="149 of 300"):
+        assert "2 damaged, 140 without a caption, 7 without a picture" in small(write_parquet(path, table)).said
+    table["image"][187:189] = [None, None]
+    with pytest.raises(DataError, match="151 of 256"):
         small(write_parquet(path, table))
+
+
+def test_too_many_damaged_rows_are_refused_as_soon_as_that_is_certain(tmp_path, monkeypatch):
+    table, read = columns(1000), []
+    for i in range(100):
+        table["image"][i]["bytes"] = b"<html>"
+    monkeypatch.setattr(photos, "square", lambda image, pixels: read.append(1) or np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(DataError, match=r"100 of 256 rows skipped .* an HTML page"):
+        small(write_parquet(tmp_path / "set.parquet", table))
+    assert len(read) == 156
 
 
 def test_too_few_pictures_damaged_files_and_unknown_names_are_refused(tmp_path, monkeypatch):
@@ -126,41 +183,120 @@ def test_too_few_pictures_damaged_files_and_unknown_names_are_refused(tmp_path, 
         assert list(prepare(replace(few, shared=100)).config.sizes().values()) == [78, 93, 23, 15, 7]
     with pytest.raises(DataError, match="219 distinct images are too few"):
         prepare(replace(few, shared=400))
-    for content in (whole[:50_000], b"", whole[:3000] + bytes(50_000) + whole[53_000:]):
+    zeros, pointer = whole[:3000] + bytes(50_000) + whole[53_000:], b"version https://git-lfs.github.com/spec/v1"
+    for content in (whole[:50_000], b"", zeros, pointer):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"set\.parquet: (cannot be read|reading stopped)"):
+        with pytest.raises(DataError, match=r"set\.parquet(: cannot be|: reading stopped| is empty| is a Git LFS)"):
             small(path)
-    (tmp_path / "metadata.py").touch()  # lists no pictures
-    for name in ("flickr8", str(tmp_path / "photo.parquet"), str(tmp_path), ""):
+    (empty := tmp_path / "empty").mkdir()
+    (empty / "metadata.py").touch()  # lists no pictures
+    for name in ("flickr8", str(tmp_path / "photo.parquet"), str(empty), ""):
         if not name:  # is not the folder that one is in
-            (tmp_path / "metadata.csv").touch()
-            monkeypatch.chdir(tmp_path)
+            (empty / "metadata.csv").touch()
+            monkeypatch.chdir(empty)
         with pytest.raises(DataError, match=r"not found|folder"):
             photos.locate(name)
 
 
 def test_a_data_set_is_read_again_only_when_a_file_changes(tmp_path, monkeypatch):
     for seed in (1, 9):
-        rows = {"image": [{"bytes": picture(seed), "path": None}], "caption": ["a"]}
+        rows = columns(3, caption=[*"abc"]) | {"image": [picture(seed + i) for i in range(3)]}
         path = write_parquet(tmp_path / "set.parquet", rows)
         assert np.array_equal(small(path).images[0], shown(picture(seed)))
     monkeypatch.setattr(photos, "open_source", None)
     assert np.array_equal(small(path).images[0], shown(picture(9)))
 
 
-def test_a_folder_of_images_has_a_metadata_file(tmp_path):
+def test_a_picture_that_a_file_names_is_read_again_when_it_changes_whatever_the_type_of_text(tmp_path):
+    (tmp_path / "a").mkdir()
+    rows = {"image": [f"a/{i}.png" for i in range(3)], "caption": ["x", "y", "z"]}
+    stored = {"image": [{"bytes": None, "path": path} for path in rows["image"]], "caption": rows["caption"]}
+    as_pandas = pd.DataFrame(rows)  # of type large_string
+    for write in (
+        lambda: as_pandas.to_parquet(tmp_path / "set.parquet"),
+        lambda: as_pandas.astype("category").to_parquet(tmp_path / "set.parquet"),
+        lambda: write_parquet(tmp_path / "set.parquet", stored),
+        lambda: as_pandas.to_json(tmp_path / "set.jsonl", orient="records", lines=True),
+        lambda: as_pandas.map(lambda text: text.replace("/", "\\")).to_csv(tmp_path / "set.csv"),
+    ):
+        write()
+        path = max((one for one in tmp_path.glob("set.*")), key=lambda one: one.stat().st_mtime_ns)
+        for first in (0, 10):
+            for i in range(3):
+                (tmp_path / "a" / f"{i}.png").write_bytes(picture(first + i))
+            assert np.array_equal(small(path).images[2], shown(picture(first + 2))), path
+        path.unlink()
+
+
+def test_a_folder_of_images_has_a_list_of_them_in_any_usual_form_and_a_bad_one_is_named(tmp_path):
     folder = tmp_path / "my [1] ü" / "test"  # no split, whatever it is called
     folder.mkdir(parents=True)
-    for i in range(3):  # the last one is not listed, so it is left out
+    for i in range(4):  # the last one is not listed, so it is left out
         (folder / f"{i}.png").write_bytes(picture(i))
-    (folder.parent / "metadata.csv").write_text("file_name,caption\ntest/0.png,a\ntest/1.png,b\n")
-    assert small(folder.parent).captions == [["a"], ["b"]]
+    lines = ["file_name,caption", "test/0.png,None", "test/1.png,1999", 'test/2.png,"a café, at ""noon"""']
+    plain, lists = "\n".join(lines) + "\n", folder.parent / "metadata.csv"
+    found = [["None"], ["1999"], ['a café, at "noon"']]
+    (folder.parent / "metadata.json").write_text("{}")  # lists nothing
+    for content in (plain.encode(), plain.encode("utf-8-sig"), plain.encode("utf-16")):
+        lists.write_bytes(content)
+        assert small(folder.parent).captions == found
+    for separator in ";|\t":
+        lists.write_text("\r\n".join([one.replace(",", separator, 1) for one in lines]))
+        assert small(folder.parent).captions == found
+    for content, message in {
+        plain.encode("cp1252"): "metadata.csv is not in UTF-8: .* 'CSV UTF-8'",
+        f"{plain}test/3.png,a dog, a cat\n".encode(): "line 5: more cells than columns. .*needs quotes",
+        f'{plain}test/3.png,"a dog\n'.encode(): "line 5: unexpected end",
+        b"file_name,caption,caption\ntest/0.png,a,b\n": "two columns 'caption'",
+    }.items():
+        lists.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            small(folder.parent)
+    lists.unlink()
+    records = [{"file_name": f"{i}.png", "caption": TWO[i]} for i in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert small(folder.parent).captions == TWO
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}\n{"file')
+    with pytest.raises(DataError, match=r"metadata\.jsonl, line 2: "):
+        small(folder.parent)
+
+
+def test_a_folder_of_several_parquet_files_is_read_in_the_order_of_the_splits(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i, name in enumerate(("train-00000-of-00002", "train-00001-of-00002", "validation-0", "test-0")):
+        table = {name: cells[i : i + 1] for name, cells in columns(4, caption=[caption(k) for k in range(4)]).items()}
+        write_parquet(tmp_path / "data" / f"{name}.PARQUET", table)
+    assert small(tmp_path).captions == [[caption(i)] for i in range(4)]
+
+
+def test_a_cell_or_file_that_is_no_picture_is_named_as_what_it_is_in_few_words(tmp_path):
+    secret = "\x1b[31mred\x1b[0m"
+    for cell, message in {
+        "https://example.org/0.jpg": "is an address: download the pictures first",
+        b64encode(picture(0) * 9).decode(): "is base64 text",
+        "no/such.png": f"there is no file 'no/such.png' in {tmp_path}",
+        b"\0\0\0\x18ftypheic": "HEIC: convert it",
+        b"version https://git-lfs.github.com/spec/v1": "Git LFS pointer",
+        b"\n<!DOCTYPE html>": "an HTML page",
+        b"none" * 999: r"nothing that Pillow knows: b'nonenone",
+    }.items():
+        with pytest.raises(DataError, match=message) as error:
+            small(write_parquet(tmp_path / "set.parquet", {"image": [cell] * 9, "caption": [secret] * 9}))
+        assert len(str(error.value)) < 900 and " at 0x" not in str(error.value) and str(error.value).isprintable()
+    for cells in ([[[0, 1], [2, 3]]] * 9, [[picture(0), picture(1)]] * 9):
+        with pytest.raises(DataError, match="no picture, but perhaps an array"):
+            small(write_parquet(tmp_path / "set.parquet", {"image": cells, "caption": [secret] * 9}))
+    with pytest.raises(DataError) as error:
+        small(write_parquet(tmp_path / "set.parquet", {secret: ["x" * 5000] * 9, "caption": [secret] * 9}))
+    assert str(error.value).isprintable() and "red" in str(error.value)
 
 
 def test_deep_transparent_and_turned_pictures_look_as_they_should():
     ramp, exif = np.linspace(0, 1, 64).reshape(8, 8), Image.Exif()
     for top in (4095, 65535):
         assert np.abs(shown(png(Image.fromarray((ramp * top).astype(np.uint16)))) - ramp * 255).max() < 1.01
+    Image.fromarray((2 * ramp - 1).astype(np.float32)).save(file := io.BytesIO(), "TIFF")
+    assert np.abs(shown(file.getvalue()) - ramp * 255).max() < 1.01
     clear = Image.new("RGBA", (30, 10))  # with a red centre
     clear.paste((255, 0, 0, 255), (10, 0, 20, 10))
     for image in (clear, clear.quantize(4)):  # RGBA, and a palette with alpha
@@ -187,10 +323,10 @@ def test_pairs_are_split_and_corrupted_with_the_truth_kept(tmp_path):
     assert (table["label"] == ready.targets.argmax(axis=1)[table.index]).all() and 0 < table["mislabelled"].sum() <= 30
     inverted = np.isin(np.arange(219), table.index[table["corruption"] == "inverted"])[:, None, None, None]
     assert np.array_equal(ready.images, np.where(inverted, 255 - pairs.images, pairs.images))
-    assert np.array_equal(ready.token_ids[ready.tokens], encode(ready.captions, 2, 16)[..., : ready.tokens.shape[2]])
+    assert np.array_equal(ready.token_ids[ready.tokens], encode(ready.captions, 4, 16)[..., : ready.tokens.shape[2]])
     f, g = (ready.half(name, 3) for name in ("candidate", "independent"))
     assert np.array_equal(np.union1d(f, g), ready.subsets["pool"]) and len(f) == len(g) == 60
-    kinds = [table.loc[rows].groupby(["corruption", "share_swapped"]).size() for rows in (f, g)]
+    kinds = [table.loc[rows].groupby(["corruption", "share_planned"]).size() for rows in (f, g)]
     assert kinds[0].sub(kinds[1], fill_value=0).abs().max() <= 1 and len(kinds[0]) == 6
     assert 15 < len(np.intersect1d(f, ready.half("candidate", 4))) < 45, "by chance 30"
 
@@ -204,15 +340,53 @@ def test_subsets_are_disjoint_sorted_and_as_large_as_asked_for(sizes, left_over,
     assert len(np.unique(rows)) == len(rows) and all((np.diff(own) > 0).all() for own in parts.values())
 
 
+def test_of_captions_too_short_to_be_partly_swapped_the_number_is_said(tmp_path):
+    table = config(tmp_path / "set.parquet", captions=[["a dog"] if i % 2 else [caption(i)] for i in range(220)])
+    ready = prepare(replace(table, swapped=0.0))
+    short = ready.table["caption"].str.split().map(len) < 4
+    number = short[ready.table["subset"].isin(["pool", "external"])].sum()
+    assert f"{number} captions of fewer than 4 words" in ready.said
+    assert (ready.table.loc[short, "share_planned"] == 0).all() and (ready.table["share_planned"] > 0).sum() == 30
+
+
 def test_the_fingerprint_follows_from_the_content_and_the_split_from_the_seed(tmp_path):
     first, other = (prepare(replace(config(tmp_path / "set.parquet"), seed=seed)) for seed in (0, 1))
     assert first.fingerprint == other.fingerprint and not np.array_equal(first.subsets["test"], other.subsets["test"])
-    changes = {}, {"captions": [["a"]] * 220}, {"image": columns(221)["image"][1:]}, {"label": ["x", "z"] * 110}
+    changes = {}, {"captions": [[*"abc"]] * 220}, {"image": columns(221)["image"][1:]}, {"label": ["x", "z"] * 110}
     prints = [load(config(tmp_path / "moved.parquet", **change)).fingerprint for change in changes]
     assert prints[0] == first.fingerprint and len(set(prints)) == 4
 
 
-@pytest.mark.filterwarnings("ignore:.* rows cannot be used")  # one is broken
+def shard(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_shards_are_read_however_their_files_are_called_and_ordered_and_a_cut_one_is_refused(tmp_path):
+    texts, path = [caption(i).encode() for i in range(30)], tmp_path / "0.tar"
+    for name, image, text in (("{:04}", "png", "txt"), ("img.{:04}", "png", "txt"), ("a/{:04}", "JPG", "Caption")):
+        pairs = [(f"{name.format(i)}.{image}", picture(i), f"{name.format(i)}.{text}", texts[i]) for i in range(30)]
+        files = [one for name, content, other, words in pairs for one in ((name, content), (other, words))]
+        for order in (files, files[::2] + files[1::2], files[:4] + files[5:6] + files[4:5] + files[6:]):
+            shard(path, [("._x.txt", b"\0"), *order])
+            assert small(tmp_path).captions == [[caption(i)] for i in range(30)]
+    mixed = [(f"{i}.{'jpg' if i % 3 else 'png'}", picture(i)) for i in range(30)]
+    mixed += [(f"{i}.json", json.dumps({"caption": caption(i)}).encode("utf-8-sig")) for i in range(30) if i != 7]
+    shard(path, mixed)
+    with pytest.warns(UserWarning, match="1 of 30 rows skipped"):
+        pairs = small(tmp_path, caption_columns=("json.caption",))
+    assert len(pairs.images) == 29 and pairs.captions[7] == [caption(8)]
+    whole = path.read_bytes()
+    for content, message in ((whole[:9000], "cut off"), (b"", "is empty"), (b"<html>", "HTML"), (bytes(99), "cut off")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"0.tar is .*{message}|0.tar {message}"):
+            small(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.* rows skipped")  # one is broken
 def test_of_shards_and_of_the_hub_only_as_many_pictures_are_read_as_are_needed(tmp_path, monkeypatch):
     for i in range(240):  # 60 in each shard
         image = b"none" if i == 70 else picture({5: 4, 100: 99}.get(i, i))

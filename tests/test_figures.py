@@ -34,14 +34,6 @@ def test_violins_have_the_mean_of_every_group_and_return_what_decides_the_claim(
     assert list(next(line.get_xdata() for line in ax.lines if line.get_marker() == "o")) == pytest.approx(means)
 
 
-def test_curves_are_means_at_each_value_or_in_bins_and_by_layer_of_each_objective(ax):
-    drawn = figures.response(POOL, ax, "share_swapped", figures.RED)
-    assert drawn["share_swapped"].tolist() == [0, 0.25, 0.5, 0.75, 1] and drawn["value"].is_monotonic_increasing
-    assert sorted(figures.response(POOL, ax, "vagueness", figures.RED, bins=[0, 0.5, 1])["n"]) == [29, 31]
-    layers = pd.DataFrame({"objective": "CLIP", "layer": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "unitmem": [1, 3, 2, 2]})
-    assert list(figures.by_layer(layers, ax, "unitmem").value) == [2, 2]
-
-
 def test_forests_keep_the_order_of_names_and_draw_values_without_limits(ax):
     rows = pd.DataFrame({"name": ["b", "a"] * 2, "encoder": ["image"] * 2 + ["text"] * 2, "value": 0.5})
     figures.forest(rows.assign(low=-np.inf, high=np.inf), ax, figures.ENCODERS, "encoder")

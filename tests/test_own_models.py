@@ -7,10 +7,11 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lib import photos, runs, scores, store
-from lib.companion import own_models
+from lib.companion import entries, own_models
+from lib.companion.run import absolute
 from lib.data import prepare
 from lib.model import embed_images, embed_texts
 from lib.photos import DataError
@@ -85,7 +86,7 @@ def test_truth_and_membership_are_read_by_place_and_a_broken_row_is_left_out(giv
     shuffled = pd.read_parquet(given["dataset"]).sample(frac=1, random_state=0)  # parquet keeps the index of pandas
     shuffled.iat[60, 0] = b"no picture"
     shuffled.to_parquet(tmp_path / "shuffled.parquet")
-    with pytest.warns(UserWarning, match="1 of 120 rows cannot be used: row 60"):
+    with pytest.warns(UserWarning, match="1 of 120 rows skipped .*: row 60"):
         table = score(given, dataset=str(tmp_path / "shuffled.parquet"))
     usable = [i for i in range(N) if i != 60]
     assert table["pair_id"].tolist() == usable and table["caption"][0] == shuffled["captions"].iloc[0][0]
@@ -97,10 +98,16 @@ def test_a_file_lists_the_rows_that_a_model_saw_and_a_mask_is_refused(given, tmp
     source, file = photos.open_source(given["dataset"]), tmp_path / "rows.txt"
     file.write_text("0\n7\n119\n")
     assert np.flatnonzero(own_models.membership(str(file), source)).tolist() == [0, 7, 119]
-    for text, message in {"0\n1\n0\n": "line 3: .* each once; got '0'", "5\n\n7": "line 2", "5\n120": "line 2"}.items():
-        file.write_text(text)
+    file.write_bytes("0\r\n7\r\n".encode("utf-8-sig"))  # as Windows writes it
+    assert np.flatnonzero(own_models.membership(str(file), source)).tolist() == [0, 7]
+    bad = {"0\n1\n0\n": "line 3: .* each once; got '0' again: .* is a mask", "5\n\n7": "line 2", "5\n120": "line 2"}
+    for text, message in (bad | {"": "line 1", "ü": "is no text in UTF-8"}).items():
+        file.write_text(text, encoding="cp1252")
         with pytest.raises(DataError, match=message):
             own_models.membership(str(file), source)
+    pd.read_parquet(given["dataset"]).assign(f=[0.0, np.nan, 1.0] * 40).to_parquet(given["dataset"])  # NaN: unknown
+    source = photos.open_source(given["dataset"])
+    assert own_models.membership("f", source)[:3].fillna(9).tolist() == [0, 9, 1]
     for entry, message in {"corruption": "row 0: expected true, false or nothing", "h": "'h' is no column of "}.items():
         with pytest.raises(DataError, match=message):
             own_models.membership(entry, source)
@@ -117,7 +124,8 @@ def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch
 
     code = type("Code", (), {"__reduce__": lambda self: (open, (str(tmp_path / "ran"), "w"))})  # when it is unpickled
     torch.save({"state_dict": code()}, tmp_path / "open_clip_pytorch_model.bin")
-    assert "eights" in refusal() and not (tmp_path / "ran").exists()
+    assert "more than tensors and numbers" in refusal() and "\x1b" not in refusal() and not (tmp_path / "ran").exists()
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes((folders[0] / weights.name).read_bytes())
     for name in (f"local-dir:{tmp_path}", f"tiny:{weights}"):
@@ -125,6 +133,42 @@ def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch
         assert "positional_embedding" in refusal(name, context_length=48) and "resblocks.1" in refusal(name, layers=2)
         assert "foreign code" in refusal(name, tokenizer_kwargs={"trust_remote_code": True})
     assert "huge" in refusal("huge:openai") and "nothing.pt" in refusal(f"tiny:{tmp_path}/nothing.pt")
+    good = load_file(weights)
+    torch.save(good, tmp_path / "other.bin")
+    assert "holds several models, open_clip_model.safetensors, other.bin" in refusal()
+    torch.save({"model": good, "state_dict": {**good}}, tmp_path / "two.pt")
+    assert "holds 2 sets of weights" in refusal(f"tiny:{tmp_path}/two.pt")
+    whole = (tmp_path / "other.bin").read_bytes()
+    for content, message in ((whole[:-999], "cut off"), (b"version https://git-lfs.github.com/x", "Git LFS"), (b"", "empty")):
+        (tmp_path / "bad.pt").write_bytes(content)
+        assert message in refusal(f"tiny:{tmp_path}/bad.pt")
+    torch.save({**good, "visual.proj": good["visual.proj"] * torch.nan}, tmp_path / "bad.pt")
+    assert "'visual.proj' holds NaN" in refusal(f"tiny:{tmp_path}/bad.pt")
+
+
+def test_weights_are_found_below_what_training_loops_wrap_around_them(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": CONFIG})
+    good, path = load_file(folders[0] / "open_clip_model.safetensors"), tmp_path / "lr=0.1,bs=64:$\\frac{1$.pt"
+    digest, bias = own_models.load(f"tiny:{folders[0]}/open_clip_model.safetensors").digest, torch.tensor(-10.0)
+    assert "CLIP, GELU, image size (32, 32), mean (0.481, 0.458, 0.408)" in capsys.readouterr().out
+    for wrapped in (
+        {f"module.{key}": one for key, one in good.items()},
+        {f"module._orig_mod.{key}": one for key, one in good.items()},
+        {"epoch": 3, "best": np.float64(0.5), "steps": np.int64(7), "model_state_dict": good},
+        {"model": {"state_dict": {f"model.{key}": one for key, one in good.items()}}, "epoch": torch.tensor(1)},
+    ):
+        torch.save(wrapped, path)
+        assert own_models.load(f"tiny:{path}").digest == digest
+    torch.save({**good, "logit_bias": bias}, path)
+    assert own_models.load(f"tiny:{path}").clip.logit_bias == bias  # trained with SigLIP's loss
+    for text, found in {
+        f"tiny:{path}": [f"tiny:{path}"],
+        f"tiny:{path},local-dir:{folders[0]}": [f"tiny:{path}", f"local-dir:{folders[0]}"],
+        "ViT-B-32:openai, ViT-B-32:laion2b": ["ViT-B-32:openai", "ViT-B-32:laion2b"],
+        ",in_g": ["", "in_g"],
+        "": [],
+    }.items():
+        assert entries(text) == found and entries(",".join(map(absolute, found))) == found
 
 
 def test_what_cannot_be_scored_is_refused(given, tmp_path):
@@ -133,8 +177,9 @@ def test_what_cannot_be_scored_is_refused(given, tmp_path):
     with pytest.raises(DataError, match="did its training diverge"):
         own_models.score(pairs, [checkpoint])
     pd.read_parquet(given["dataset"])[:30].to_parquet(few := tmp_path / "few.parquet")
-    for changes in ({"dataset": str(few)}, {"models": "a,b,c"}, {"seen": "f"}, {"models": ""}):
-        with pytest.raises(DataError, match=r"more than 30 pairs|expected one or two"):
+    same = ",".join([given["models"].split(",")[0]] * 2)
+    for changes in ({"dataset": str(few)}, {"models": "a,b,c"}, {"seen": "f"}, {"models": ""}, {"models": same}):
+        with pytest.raises(DataError, match=r"more than 30 pairs|expected one or two|are the same model"):
             score(given, **changes)
 
 

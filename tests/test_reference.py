@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from lib import tables
 from lib.companion import findings
+from lib.recipes import OBJECTIVES
 
 FOLDERS = sorted(path.parent for path in ROOT.glob("figures/*-*/findings.json"))
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -67,7 +68,7 @@ def percentile(kind, first, second):
 
 def between(folder):
     rows = table(folder, "01_which_pairs")
-    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in findings.OBJECTIVES.values()}
+    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in OBJECTIVES}
 
     def across(a, b):
         seeds = list(wide[a])

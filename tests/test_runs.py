@@ -39,15 +39,6 @@ def test_what_is_in_the_store_is_not_made_again_until_it_is_forgotten():
     assert found[0] == found[1] and not set(found[1]) & set(found[2]) and len(calls) == 2
 
 
-def test_models_of_an_older_version_are_noticed_and_a_damaged_note_about_one_stops_nothing(own_store):
-    assert not runs.outdated()
-    about = runs.run(ONCE) / "about.json"
-    assert not runs.outdated()
-    for content in (about.read_bytes().replace(f'"version": {VERSION}'.encode(), b'"version": 6'), b"\xff"):
-        about.write_bytes(content)
-        assert runs.outdated()
-
-
 def test_a_run_that_is_killed_is_continued_to_the_same_bits(own_store, tmp_path, monkeypatch):
     environ, epochs = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}, []
     assert subprocess.run([sys.executable, "-c", KILLED], env=environ).returncode == -signal.SIGKILL

@@ -1,5 +1,6 @@
 """What exists because this is a companion; here, the options of run_all.sh, which any Python checks."""
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from lib.recipes import SCALES
@@ -30,7 +31,6 @@ def parse(words: list[str]) -> Namespace:
     add("--force", action="store_true", help="train again what is already trained")
     add("--keep-going", action="store_true", help="go on to the next notebook after one that failed")
     add("--publish", action="store_true", help="afterwards copy the results to figures/, the reference")
-    add("--list", action="store_true", help="list the notebooks and what they found; run nothing")
     add("--lab", nargs="...", metavar="ARGUMENT", help="open JupyterLab at the tour; what follows goes to Jupyter")
     add("--course", metavar="DIR", help="write a course to DIR: copies for students and instructors, a lesson plan")
     add("--test", action="store_true", help="test the project itself: ruff, mypy, pytest")
@@ -41,3 +41,13 @@ def parse(words: list[str]) -> Namespace:
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         parser.error("--share: expected I/N with I from 1 to N, such as 3/16")
     return options
+
+
+def entries(text: str) -> list[str]:
+    """Return what an option names, with a comma between two; a comma in a path that exists separates nothing."""
+    for end in (n for n, one in enumerate(text + ",") if one == ","):
+        parts = [one.strip() for one in (text[:end], text[end + 1 :])[: 1 + (end < len(text))]]
+        paths = [[os.path.expanduser(path) for path in (one, one.partition(":")[2])] for one in parts]
+        if all(any(map(os.path.exists, own)) for own in paths):
+            return parts
+    return [one.strip() for one in text.split(",")] if text else []

@@ -113,30 +113,6 @@ def by_corruption(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return pool
 
 
-def response(scores: pd.DataFrame, ax: Axes, x: str, colour: str, bins: Sequence[float] = ()) -> pd.DataFrame:
-    """Draw mean CLIPMem at each value of `x`, or in `bins` of it at their mean, with intervals."""
-    if len(bins):
-        middles = scores.groupby(pd.cut(scores[x], bins, include_lowest=True), observed=True)[x].transform("mean")
-        scores = scores.assign(**{x: middles.round(6)})
-    drawn = stats.means(scores, x).sort_values(x)
-    curve(drawn, ax, x, colour, LABELS["clipmem"])
-    ax.set(xlabel=x.replace("_", " "), ylabel=f"mean {LABELS['clipmem']}")
-    return drawn
-
-
-def by_layer(table: pd.DataFrame, ax: Axes, value: str) -> pd.DataFrame:
-    """Draw `value` by layer with intervals over seeds, a curve per objective (columns objective, layer, seed)."""
-    rows = []
-    for (name, layer), part in table.groupby(["objective", "layer"], sort=False):
-        found = stats.over_seeds(part.groupby("seed")[value].mean(), len(part))
-        rows.append({"objective": name, "layer": layer, **vars(found)})
-    drawn = pd.DataFrame(rows).drop(columns="n")
-    for name, part in drawn.groupby("objective", sort=False):
-        curve(part, ax, "layer", OBJECTIVES[name], str(name), MARKERS[name])
-    ax.set(xlabel="layer of the image tower", ylabel=value, xticks=sorted(drawn["layer"].unique()))
-    return drawn
-
-
 def forest(rows: pd.DataFrame, ax: Axes, colours=None, by=None, zero=True, gaps=False) -> pd.DataFrame:
     """Draw a line per `name`: its value with interval, and side by side, in `colours`, one for each value of column
     `by`. With `gaps` the values are differences, and a grey bar spans those that are too small to be found."""
@@ -156,17 +132,4 @@ def forest(rows: pd.DataFrame, ax: Axes, colours=None, by=None, zero=True, gaps=
         ax.axvline(0, color="black", linewidth=0.8, zorder=1)
     if by:
         legend_below(ax)
-    return rows
-
-
-def frontier(rows: pd.DataFrame, ax: Axes, colours: Mapping[str, str]) -> pd.DataFrame:
-    """Draw m (memorization) and u (utility) with their limits (m_low, …), named, and coloured by `family`."""
-    for family, part in rows.groupby("family", sort=False):
-        colour = colours.get(str(family), NOISE)
-        across, up = ((part[axis] - part[f"{axis}_low"], part[f"{axis}_high"] - part[axis]) for axis in "mu")
-        ax.errorbar(part["m"], part["u"], up, across, fmt="o", ms=8, mec="white", color=colour, elinewidth=1, zorder=4)
-    for name, m, u in rows[["name", "m", "u"]].to_numpy():  # the rightmost below: its neighbour is close
-        ax.annotate(name, (m, u), (7, -13 if m == rows["m"].max() else 5), textcoords="offset points", fontsize=10)
-    ax.dataLim.update_from_data_xy(rows[["m", "u"]].to_numpy(float), ignore=True)
-    ax.margins(0.3)
     return rows

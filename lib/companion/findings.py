@@ -18,10 +18,6 @@ from lib.stats import Estimate, verdict
 NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
 NUMBERS = ("value", "low", "high", "p", "smallest_detectable")
 OF_OUR_CLAIMS = {"reproduced": "supported", "contradicted": "not supported"}  # a claim that the paper does not make
-# Names in tables that were published before they were renamed; read_table() maps them.
-OBJECTIVES = {"label": "supervised", "caption": "CLIP", "view": "self-supervised"}
-COLUMNS = {"paradigm": "objective", "inside": "in", "outside": "out", "sure": "significant"}
-COLUMNS |= {"detectable": "smallest_detectable"} | {f"{old}_rank": f"{new}_rank" for old, new in OBJECTIVES.items()}
 
 
 def read_json(path: Path) -> Any:
@@ -91,9 +87,7 @@ def record(found: Sequence[dict], figures: Sequence[str], about: Mapping[str, An
 
 def read_reference(folder: Path) -> pd.DataFrame:
     """Return the published findings of a folder of figures/, as rows of `decide`, and the name of their `set`."""
-    rows = pd.DataFrame(read_json(folder / "findings.json")).rename(columns=COLUMNS)
-    own = rows["finding"].map(lambda name: not claims()[name]["paper"])
-    rows["verdict"] = rows["verdict"].mask(own, rows["verdict"].replace(OF_OUR_CLAIMS))
+    rows = pd.DataFrame(read_json(folder / "findings.json"))
     return rows.astype(dict.fromkeys(NUMBERS, float)).assign(set=folder.name)
 
 
@@ -104,9 +98,8 @@ def all_references() -> pd.DataFrame:
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
-    """Return the published table behind a figure, such as "02_wrong_captions", in today's names."""
-    table = pd.read_csv(folder / f"{name}.csv").replace(OBJECTIVES | {"words dropped": "tokens dropped"})
-    return table.rename(columns=COLUMNS | (OBJECTIVES if name == "01_which_pairs" else {}))
+    """Return the published table behind a figure, such as "02_wrong_captions"."""
+    return pd.read_csv(folder / f"{name}.csv")
 
 
 def paper(name: str) -> pd.DataFrame:

@@ -82,12 +82,11 @@ def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "
     about = provenance(notebook, scale, dataset, seeds, data.fingerprint, map(runs.run_key, needed))
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
-    if runs.outdated():
-        print(f"[NOTE] Models of an older version of lib are not used: delete {store.root()} to free space.")
     config, absent = data.config, runs.missing(needed)
     sizes = f"{config.shared:,} shared + {config.pool // 2:,} of {config.pool:,} pool pairs per model"
     versions = f"{about['device']}, {about['precision']}, torch {torch.__version__}, commit {about['commit']}"
     print(f"{about['name']}, scale {scale}, seeds {seeds}: {sizes} · {versions}")
+    print(f"Data: {data.said}")
     print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store", flush=True)
     return NotebookRun(about, study, data, needed)
 

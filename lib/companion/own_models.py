@@ -2,23 +2,31 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import datasets
 import numpy as np
 import open_clip
 import pandas as pd
 import torch
+from numpy.dtypes import Float32DType, Float64DType, Int32DType, Int64DType
+from open_clip.convert import convert_state_dict
+from safetensors.torch import load_file
 
 from lib import data, model, photos, recipes, runs, scores, store
+from lib.companion import entries
 from lib.photos import DataError
 
 BATCH, BLOCK, VIEWS = 64, 1000, 2  # pairs that are embedded, and scored, at once; light crops of each picture
 HELD, KNOWN = 2000, 20_000  # most pairs that a score compares with, held-out ones and LEMoN's: more change little
+WRAPPERS, PREFIXES = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.", "model.")  # of weights
+SCALAR = np.float64(0).__reduce__()[0]  # makes a NumPy number from its bytes; it is called by two names in files
+NUMBERS: list[Any] = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
+NUMBERS += [Float32DType, Float64DType, Int32DType, Int64DType]
 MIN_UNSEEN = 40  # where fewer pairs are known to be unseen, a sample of all pairs is held out
 
 
@@ -42,21 +50,84 @@ class Pairs(NamedTuple):
 
 def load(name: str) -> Checkpoint:
     """Return a checkpoint: ARCHITECTURE:WEIGHTS (a file or a tag of open_clip), hf-hub:OWNER/NAME or local-dir:FOLDER.
-    Nothing is unpickled, and no foreign code run. Raise DataError for one that cannot be used as it is."""
+    Nothing is unpickled but tensors and numbers, and no foreign code run. Raise DataError for one that does not fit."""
     architecture, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition(":")
+    inside = [path for kind in ("safetensors", "bin", "pth") for path in Path(name[10:]).glob(f"*.{kind}")]
+    if name.startswith("local-dir:") and len(inside) > 1:
+        raise DataError(f"{name} holds several models, {', '.join(sorted(path.name for path in inside))}: keep one")
+    own: dict[str, Any] = {"load_state_dict": tensors, "convert_state_dict": _convert, "resize_pos_embed": _compare}
+    own["resize_text_pos_embed"] = lambda *_: None
     try:
-        if "trust_remote_code" in json.dumps(config := open_clip.get_model_config(architecture)):
-            raise ValueError("its configuration asks for foreign code (trust_remote_code)")
-        # These two stretch positions of another size without a word; without them, torch refuses such weights
-        with patch("open_clip.factory.resize_pos_embed"), patch("open_clip.factory.resize_text_pos_embed"):
-            clip, preprocess = open_clip.create_model_from_pretrained(architecture, weights or None, weights_only=True)
+        if not (config := open_clip.get_model_config(architecture)):
+            raise DataError(f"open_clip knows no architecture '{architecture}'")
+        if "trust_remote_code" in json.dumps(config):
+            raise DataError("its configuration asks for foreign code (trust_remote_code)")
+        with patch.multiple("open_clip.factory", **own):
+            clip, preprocess = open_clip.create_model_from_pretrained(architecture, weights or None)
         tokenize = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, torch, safetensors and the Hub raise errors of dozens of kinds
-        raise DataError(f"checkpoint '{name}' cannot be loaded: {error!s:.400}") from error
-    digest = hashlib.sha256(json.dumps([config, clip.visual.preprocess_cfg], default=str).encode())
+        said = f"checkpoint '{name}' cannot be loaded: {error!s:.400}"
+        needs = f". It needs more packages: {sys.executable} -m pip install transformers sentencepiece"
+        raise DataError(said + needs * ("transformers" in str(error))) from error
+    about = clip.visual.preprocess_cfg
+    digest = hashlib.sha256(json.dumps([config, about], default=str).encode())
     for key, tensor in clip.state_dict().items():
         digest.update(key.encode() + tensor.numpy().tobytes())
+    quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in clip.modules())
+    mean = ", ".join(f"{one:.3f}" for one in about["mean"])
+    kind = f"{type(clip).__name__}, {'QuickGELU' if quick else 'GELU'}"
+    print(f"{name}: {kind}, image size {about['size']}, mean ({mean})")
     return Checkpoint(name, digest.hexdigest(), clip.eval().to(model.device()), preprocess, tokenize)
+
+
+def tensors(path: str, **_: Any) -> dict[str, torch.Tensor]:
+    """Return the weights in a file, without what training loops wrap around them. Raise DataError for a file that is
+    damaged, or holds code, several sets of weights, or numbers that are not finite."""
+    with open(path, "rb") as file:
+        if said := photos.sign(file.read(64)):
+            raise DataError(f"{path} is {said}")
+    try:
+        with torch.serialization.safe_globals(NUMBERS):
+            held = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # of pickle, zip, torch and safetensors
+        said = "is damaged or cut off: copy it again"
+        if "weights_only" in str(error):
+            said = "holds more than tensors and numbers, which is not read: save model.state_dict() again"
+        raise DataError(f"{path} {said}") from error
+    ways = [one for one in _ways(held) if "logit_scale" in one] or _ways(held)
+    if len(ways) != 1:
+        raise DataError(f"{path} holds {len(ways)} sets of weights, expected one: save model.state_dict() again")
+    for key, tensor in ways[0].items():
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"{path}: '{key}' holds NaN or infinite numbers: did its training diverge?")
+    return ways[0]
+
+
+def _ways(held: Any) -> list[dict[str, torch.Tensor]]:
+    """Return the sets of weights that a dictionary holds, itself and below WRAPPERS, their names without PREFIXES."""
+    if not isinstance(held, dict):
+        return []
+    own = {key: one for key, one in held.items() if isinstance(one, torch.Tensor)}
+    while prefix := next((one for one in PREFIXES if own and all(key.startswith(one) for key in own)), ""):
+        own = {key.removeprefix(prefix): one for key, one in own.items()}
+    return [own] * bool(own) + [way for name in WRAPPERS for way in _ways(held.get(name))]
+
+
+def _convert(clip: Any, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Do as open_clip does, and give a model that was trained with SigLIP's loss its bias."""
+    if "logit_bias" in held and clip.logit_bias is None:
+        clip.logit_bias = torch.nn.Parameter(torch.zeros_like(held["logit_bias"]))
+    return convert_state_dict(clip, held)
+
+
+def _compare(held: dict[str, torch.Tensor], clip: Any, *_: Any) -> None:
+    """Raise DataError for weights that do not fit the model. open_clip would stretch positions of another size."""
+    wanted = {key: tuple(one.shape) for key, one in clip.state_dict().items()}
+    given = {key: tuple(one.shape) for key, one in held.items()}
+    if wrong := [key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)]:
+        key = min(wrong)
+        said = f"'{key}' is {given.get(key, 'missing')}, the configuration says {wanted.get(key, 'that there is none')}"
+        raise DataError(f"its weights do not fit, in {len(wrong)} tensors: {said}")
 
 
 def of_run(recipe: recipes.Recipe, name: str) -> Checkpoint:
@@ -73,8 +144,8 @@ def of_run(recipe: recipes.Recipe, name: str) -> Checkpoint:
 def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen: str) -> tuple[Pairs, list]:
     """Return the pairs and the one or two checkpoints that the parameters of notebook 05 name. Without `models` these
     are f and g of notebook 02, seed 0, and its corrupted pairs. The drawn scenes are always those. Raise DataError."""
-    names, entries, columns = ([one.strip() for one in text.split(",") if text] for text in (models, seen, captions))
-    if len(names) > 2 or len(entries) not in (0, len(names)):
+    names, marks, columns = entries(models), entries(seen), tuple(filter(None, map(str.strip, captions.split(","))))
+    if len(names) > 2 or len(marks) not in (0, len(names)):
         raise DataError("models: expected one or two, with a comma between; seen: none, or one entry per model")
     if names and dataset != "scenes":
         source, about = photos.open_source(dataset, image, columns), photos.state(dataset)
@@ -82,14 +153,16 @@ def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen
         base = runs.plan("02_miscaptioned_memorization", scale, dataset, captions, image)["CLIP"]
         source, about = of_study(base), [data.prepare(base.data).fingerprint, str(base.data)]
     checkpoints = [load(name) for name in names]
+    if len({one.digest for one in checkpoints}) < len(names):
+        raise DataError(f"{' and '.join(names)} are the same model: nothing can be compared")
     if not names:
         runs.train_all(both := recipes.f_and_g(base, 0))
         checkpoints = [of_run(one, f"{m} of notebook 02, seed 0") for m, one in zip("fg", both, strict=True)]
-    entries = entries or [""] * len(names) or ["seen_f", "seen_g"]
-    known = {f"seen_{m}": membership(entry, source) for m, entry in zip("fg", entries, strict=False)}
-    if "corruption" in source.rows.features:
+    marks = marks or [""] * len(names) or ["seen_f", "seen_g"]
+    known = {f"seen_{m}": membership(one, source) for m, one in zip("fg", marks, strict=False)}
+    if "corruption" in source.columns:
         known["corruption"] = pd.Series(photos.column(source, "corruption"))
-    fingerprint = hashlib.sha256(json.dumps([about, source.image, source.captions]).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps([about, source.images, source.captions]).encode()).hexdigest()
     return Pairs(source, fingerprint, pd.DataFrame(known)), checkpoints
 
 
@@ -101,24 +174,30 @@ def of_study(recipe: recipes.Recipe) -> photos.Source:
         table[f"seen_{m}"] = table.index.isin(own.half(half, recipe.seed))
     pixels = own.images[table.index].transpose(0, 2, 3, 1)
     table["image"] = [f"P6 {size} {size} 255 ".encode() + one.tobytes() for one in pixels]  # PPM: nothing is lost
-    rows = datasets.Dataset.from_pandas(table, preserve_index=False).to_iterable_dataset()
-    return photos.Source("the pool and external pairs of notebook 02", rows, "image", ["caption"], "")
+    parts = [(Path(), table[start : start + BATCH].to_dict("records")) for start in range(0, len(table), BATCH)]
+    where, places = "the pool and external pairs of notebook 02", ([("image",)], [("caption",)])
+    return photos.Source(where, lambda _: iter(parts), list(table), *places)
 
 
 def membership(entry: str, source: photos.Source) -> pd.Series:
     """Return which rows one model saw: by a boolean column, or by a text file with the number of a row on each line; ""
     is unknown. Raise DataError."""
-    if entry in ("", *source.rows.features):
-        marks = photos.column(source, entry) if entry else []
+    if entry in ("", *source.columns):
+        marks = [None if mark != mark else mark for mark in photos.column(source, entry)] if entry else []  # no NaN
         if wrong := [row for row, mark in enumerate(marks) if mark not in (None, False, True)]:
-            raise DataError(f"column '{entry}', row {wrong[0]}: expected true, false or nothing")
+            said = f"column '{entry}', row {wrong[0]}: expected true, false or nothing"
+            raise DataError(f"{said}, got {photos.printable(repr(marks[wrong[0]]), 80)}")
         return pd.Series(marks, dtype=float)
     if not Path(entry).is_file():
         raise DataError(f"seen: '{entry}' is no column of {source.where}, and no file")
-    lines = pd.Series(Path(entry).read_text(encoding="utf-8").rstrip().split("\n")).str.strip()
-    rows = pd.Series(range(len(photos.column(source, source.captions[0])))).astype(str)
+    try:
+        lines = pd.Series(Path(entry).read_text(encoding="utf-8-sig").rstrip().split("\n")).str.strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{entry} is no text in UTF-8") from error
+    rows = pd.Series(range(sum(len(batch) for _, batch in source.read([source.captions[0][0]])))).astype(str)
     for line, text in lines[~lines.isin(rows) | lines.duplicated()].items():
-        raise DataError(f"{entry}, line {line + 1}: expected a row, 0 to {len(rows) - 1}, each once; got {text!r:.40}")
+        said = f"{entry}, line {line + 1}: expected a row, 0 to {len(rows) - 1}, each once; got {text!r:.40}"
+        raise DataError(said + " again: a list of 0 and 1 is a mask, and belongs into a column" * (text in rows.values))
     return rows.isin(lines).astype(float)
 
 
@@ -142,7 +221,7 @@ def embed(checkpoint: Checkpoint, pairs: Pairs) -> pd.DataFrame:
             table = pd.DataFrame([(row.number, row.captions[0]) for row in batch], columns=["pair_id", "caption"])
             vectors = {"image": image, "views": torch.stack(views).mean(dim=0), "text": text}
             made.append(table.assign(change=change, **{name: [*one.numpy()] for name, one in vectors.items()}))
-        tally.report(pairs.source.where)
+        tally.check(pairs.source, ended=True)
         store.write_table(folder / "table.parquet", pd.concat(made))
 
     key = hashlib.sha256(f"{recipes.VERSION} {pairs.fingerprint} {checkpoint.digest}".encode()).hexdigest()[:16]

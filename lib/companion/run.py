@@ -19,7 +19,8 @@ from nbconvert.filters import strip_ansi
 from tqdm import tqdm
 
 from lib import runs, store
-from lib.companion import course, findings, parse, publish
+from lib.companion import course, entries, findings, parse, publish
+from lib.data import prepare
 from lib.model import precision
 from lib.photos import PRESETS
 from lib.recipes import Recipe, depends_on
@@ -37,21 +38,25 @@ def chosen(options: Namespace) -> list[Path]:
 
 def absolute(text: str) -> str:
     """Return a path, or ARCHITECTURE:PATH, with an absolute path, and all else as it is: notebooks run elsewhere."""
-    head, colon, path = text.strip().rpartition(":")
-    there = Path(path).expanduser()
-    return f"{head}{colon}{there.resolve()}" if path and there.exists() else text.strip()
+    head, colon, path = text.partition(":")
+    for start, there in (("", text), (head + colon, path)):
+        if there and Path(there).expanduser().exists():
+            return f"{start}{Path(there).expanduser().resolve()}"
+    return text
 
 
 def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
     """Return the models that some notebooks need. Raise ValueError for what would fail, the cheapest check first."""
-    if (options.models or options.seen) and (publish.OWN_MODELS not in stems or options.publish):
-        raise ValueError("--models and --seen are for notebook 05 (--only 05), and its results are not published.")
+    if (options.models or options.seen) and (stems != [publish.OWN_MODELS] or options.publish):
+        raise ValueError("--models and --seen are for notebook 05: add --only 05. Its results are not published.")
     if options.publish and (reason := publish.refusal(options.scale, options.seeds, findings.commit())):
         raise ValueError(reason)
     large = options.scale in ("gpu", "paper", "paper16")
     if large and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ValueError(f"{options.scale} would take weeks without a GPU, and torch finds none: use laptop")
-    return runs.wanted(stems, options.seeds, options.scale, options.dataset, options.captions, options.image)
+    wanted = runs.wanted(stems, options.seeds, options.scale, options.dataset, options.captions, options.image)
+    print(*{f"{options.dataset}: {prepare(one.data).said}" for one in wanted[:1]}, sep="\n", flush=True)
+    return wanted
 
 
 def train(options: Namespace, wanted: Sequence[Recipe]) -> None:
@@ -146,14 +151,6 @@ def print_findings(options: Namespace, done: Sequence[Path]) -> None:
     print(f"Figures and tables: {own}\nNotebooks: {index.as_uri()}", flush=True)
 
 
-def print_list(notebooks: Sequence[Path]) -> None:
-    """Print the notebooks, each with its title and the verdicts of the reference."""
-    known = findings.all_references()
-    for path in notebooks:
-        counts = known.loc[known["notebook"] == path.stem, "verdict"].value_counts()
-        print(f"{path.stem}  {publish.title(path)}", *[f"{n} {verdict}" for verdict, n in counts.items()], sep="\n    ")
-
-
 def run_all(options: Namespace, notebooks: Sequence[Path]) -> int:
     """Check, train first where that was asked, run the notebooks, say what they found, publish."""
     stems = [path.stem for path in notebooks]
@@ -183,7 +180,7 @@ def set_up(options: Namespace) -> None:
     if options.dataset not in ("scenes", *PRESETS):
         options.dataset = absolute(options.dataset)
     for name in ("models", "seen"):
-        setattr(options, name, ",".join(map(absolute, getattr(options, name).split(","))))
+        setattr(options, name, ",".join(map(absolute, entries(getattr(options, name)))))
     os.environ |= {"CLIPMEM_RUNS": str(store.root()), "JUPYTER_PREFER_ENV_PATH": "1"}  # no kernel of the user's home
     os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
     if not sys.stdout.isatty():
@@ -204,8 +201,6 @@ def main(words: list[str]) -> int:
             os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *root, *options.lab])
         elif options.course:
             course.build(Path(options.course).expanduser())
-        elif options.list:
-            print_list(chosen(options))
         else:
             return run_all(options, chosen(options))
         return 0
