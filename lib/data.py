@@ -68,13 +68,11 @@ class Dataset(RawPairs):
 
 @lru_cache(maxsize=8)  # notebook 06 compares as many
 def prepare(config: DataConfig) -> Dataset:
-    """Load, split, corrupt and tokenize; the last few data sets stay in memory.
-
-    The table's columns: pair_id, subset, corruption ("clean", "swapped", "partly_swapped", "inverted"), share_planned
-    and share_swapped (see `Corruption`), donor (pair_id, -1 none), caption (0, after corruption), vagueness (of the
-    original caption 0) and rarity (in [0, 1]; NaN unknown), mislabelled (the given label is not the true one), label
-    (first given class, -1 unknown). Raise DataError for an unreadable or too small set, ValueError for equal captions.
-    """
+    """Load, split, corrupt and tokenize; the last few data sets stay in memory. The table's columns: pair_id, subset,
+    corruption ("clean", "swapped", "partly_swapped", "inverted"), share_planned and share_swapped (see `Corruption`),
+    donor (pair_id, -1 none), caption (0, after corruption), vagueness (of the original caption 0) and rarity (in [0,
+    1]; NaN unknown), mislabelled (the given label is not the true one), label (first given class, -1 unknown). Raise
+    DataError for an unreadable or too small set, ValueError for equal captions."""
     pairs = load(config)
     config = fit_sizes(config, len(pairs.images))
     subsets = split(len(pairs.images), config)
@@ -90,8 +88,8 @@ def prepare(config: DataConfig) -> Dataset:
     targets = pairs.shares.copy()
     targets[swapped] = pairs.shares[made.donor[swapped]]
     known = vars(pairs) | {"ids": ids, "captions": made.captions, "table": _table(pairs, subsets, made, targets)}
-    if made.short and config.partly_swapped:
-        known["said"] += f"; {made.short:,} captions of fewer than {MIN_WORDS} words cannot be partly swapped"
+    if made.short.any() and config.partly_swapped:
+        known["said"] += f"; {made.short.sum():,} captions of fewer than {MIN_WORDS} words cannot be partly swapped"
     known |= dict(config=config, subsets=subsets, originals=pairs.captions, tokens=tokens, token_ids=token_ids)
     return Dataset(**known, targets=targets, pair_ids=pairs.table["pair_id"].to_numpy())
 
@@ -108,8 +106,7 @@ def _table(pairs: RawPairs, subsets: dict[str, np.ndarray], made: Corruption, gi
         mislabelled=(pairs.shares != given).any(axis=1),
         label=np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1) if given.shape[1] else -1,
     )
-    order = "pair_id subset corruption share_planned share_swapped donor caption vagueness rarity mislabelled label"
-    return table.loc[subset.index, order.split()].rename_axis("row")
+    return table.loc[subset.index].rename_axis("row")
 
 
 def fit_sizes(config: DataConfig, available: int) -> DataConfig:
@@ -190,8 +187,8 @@ def _stored(read: Callable[[BinaryIO], Found], config: DataConfig, state: list[A
         with (folder / "images.bin").open("rb") as images:
             digest = hashlib.file_digest(images, "sha256")
         digest.update(json.dumps([table.to_dict("list"), names, shares.tolist()]).encode())
-        content = {"class_names": names, "fingerprint": digest.hexdigest()}
-        store.write_json(folder / "content.json", content | {"said": "; ".join(filter(None, [said, *found.said]))})
+        about = digest.hexdigest(), "; ".join(filter(None, [said, *found.said]))
+        store.write_json(folder / "content.json", {"class_names": names, "about": about})
 
     parts = [FORMAT, state, config.pixels, config.context, config.image_column, config.caption_columns]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -200,8 +197,7 @@ def _stored(read: Callable[[BinaryIO], Found], config: DataConfig, state: list[A
     shape, arrays = (len(table), 3, config.pixels, config.pixels), [folder / "ids.npy", folder / "shares.npy"]
     captions, names = [list(own) for own in table["captions"]], tuple(content["class_names"])
     images, ids, shares = np.memmap(folder / "images.bin", np.uint8, "c", shape=shape), *map(np.load, arrays)
-    said = content["fingerprint"], content["said"]
-    return RawPairs(images, captions, ids, shares, names, table.drop(columns="captions"), *said)
+    return RawPairs(images, captions, ids, shares, names, table.drop(columns="captions"), *content["about"])
 
 
 def _tokenize(captions: list[list[str]], config: DataConfig) -> tuple[np.ndarray, str]:
@@ -215,8 +211,8 @@ def _tokenize(captions: list[list[str]], config: DataConfig) -> tuple[np.ndarray
     real = np.arange(max(counts)) < np.array(counts)[:, None]  # the others repeat them
     _, times = np.unique(ids[real, :-1], axis=0, return_counts=True)
     if len(times) < 3:
-        said = f"the first {config.context} tokens, which models read, are the same: {captions[0][0]!r:.80}"
-        raise DataError(f"{config.dataset}: all captions have {len(times)} different beginnings; {said}")
+        said = f"models read {config.context} tokens of a caption, and see only {len(times)} different ones here"
+        raise DataError(f"{config.dataset}: {said}, such as {captions[0][0]!r:.80}. Use captions that differ at once.")
     many = f"{min(counts)} to {max(counts)} captions" if min(counts) < max(counts) else f"{max(counts)} caption(s)"
     said = f"{len(captions):,} pictures, {many} each, the first: {photos.printable(captions[0][0], 60)!r}"
     if cut.any():

@@ -35,11 +35,9 @@ def device() -> torch.device:
 
 
 def precision() -> str:
-    """Return what the products of a training are computed in: "bf16" (autocast) or "fp32".
-
-    CLIPMEM_PRECISION (`./run_all.sh --precision`) says which; else bf16 on CUDA, and on a CPU that multiplies bf16 in
-    hardware, where it is faster (tests/benchmark.py). Scores are always computed in fp32.
-    """
+    """Return what the products of a training are computed in: "bf16" (autocast) or "fp32". CLIPMEM_PRECISION
+    (`./run_all.sh --precision`) says which; else bf16 on CUDA, and on a CPU that multiplies bf16 in hardware, where it
+    is faster (tests/benchmark.py). Scores are always computed in fp32."""
     asked, kind = os.environ.get("CLIPMEM_PRECISION"), device().type
     if asked not in (None, "", "fp32", "bf16"):
         raise ValueError(f"CLIPMEM_PRECISION: expected fp32 or bf16, got {asked!r}")
@@ -50,12 +48,10 @@ def precision() -> str:
 def build(
     config: dict[str, Any], pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0, sigmoid=False
 ) -> CLIP:
-    """Return a freshly initialised CLIP; the same arguments give the same weights on every device.
-
-    Sizes of `config` (`recipes.model_config`) are replaced: `pixels`, the side of the square images, `vocabulary`, the
-    number of compact token ids, `context`, the longest caption in tokens. `classes` adds the table `model.classes`
-    `[classes, D]`; `sigmoid` adds `logit_bias`, with SigLIP's first values (arXiv 2303.15343, section 3.2).
-    """
+    """Return a freshly initialised CLIP; the same arguments give the same weights on every device. Sizes of `config`
+    (`recipes.model_config`) are replaced: `pixels`, the side of the square images, `vocabulary`, the number of compact
+    token ids, `context`, the longest caption in tokens. `classes` adds the table `model.classes` `[classes, D]`;
+    `sigmoid` adds `logit_bias`, with SigLIP's first values (arXiv 2303.15343, section 3.2)."""
     vision = CLIPVisionCfg(**config["vision_cfg"] | {"image_size": pixels})
     text = CLIPTextCfg(**config["text_cfg"] | {"vocab_size": vocabulary, "context_length": context})
     with _building, torch.random.fork_rng(devices=[]):
@@ -67,8 +63,6 @@ def build(
 
 
 # --- augmentation ---
-
-
 def normalise(images: Tensor) -> Tensor:
     """Return uint8 images `[N, 3, H, W]` as float32, scaled by CLIP's channel means and deviations."""
     mean = torch.tensor(OPENAI_DATASET_MEAN, device=images.device).view(3, 1, 1) * 255
@@ -105,9 +99,7 @@ def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def augment(images: Tensor, crop: float, jitter: float, generator: torch.Generator) -> Tensor:
     """Return normalised random crops of uint8 `[N, 3, H, W]` that keep at least `crop` of the area, with color jitter.
-
-    It multiplies every channel by its own factor in [1 - jitter, 1 + jitter] and adds up to `jitter` to all three.
-    """
+    It multiplies every channel by its own factor in [1 - jitter, 1 + jitter] and adds up to `jitter` to all three."""
     x = random_crops(images, crop, generator)
     if jitter:
         factors = 1 + jitter * (2 * torch.rand(len(x), 3, 1, 1, generator=generator) - 1)
@@ -125,8 +117,6 @@ def other_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 # --- the forward pass ---
-
-
 def encode_image(model: CLIP, images: Tensor) -> Tensor:
     """Return unit-length embeddings `[N, D]` of normalised images `[N, 3, H, W]`."""
     x = _patches(model.visual, images)
@@ -152,11 +142,9 @@ def image_layers(model: CLIP, images: Tensor) -> Iterator[Tensor]:
 
 
 def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
-    """Return unit-length embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context.
-
-    Padding behind the end token changes nothing. On CUDA, where one shape is faster, it stays; else the captions are
-    worked on in GROUPS of like length, each cut to its longest.
-    """
+    """Return unit-length embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context. Padding
+    behind the end token changes nothing. On CUDA, where one shape is faster, it stays; else the captions are worked on
+    in GROUPS of like length, each cut to its longest."""
     if tokens.device.type == "cuda":
         return _encode_text(model, tokens)
     lengths = (tokens > 0).sum(dim=1)
@@ -205,9 +193,7 @@ def _last_block(block: Any, x: Tensor, pooled: Tensor, causal: bool) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """Return the attention `[N, H, Q, D]` of queries `[N, H, Q, D]` to keys `[N, H, L, D]`; `seen`: bool, None for all.
-
-    On the CPU in bf16 as two products and a softmax: there the backward pass of torch's own takes ten times as long.
-    """
+    On the CPU in bf16 as two products and a softmax: there the backward pass of torch's own takes ten times as long."""
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
@@ -217,8 +203,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
 
 
 # --- many images and captions ---
-
-
 def blocks(model: CLIP, images: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
     """Yield the images `[N, 3, H, W]` of some rows in blocks on the model's device, each with its first place."""
     where = next(model.parameters()).device

@@ -46,6 +46,8 @@ LIST = re.compile(rf"[\[(](?:\s*(?:{TEXT}|None|nan)\s*,?)+\s*[\])]", re.DOTALL)
 SIGNS = {b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`"}  # how files begin that are no pictures
 SIGNS |= dict.fromkeys((b"<!doctype", b"<html"), "an HTML page: download the file again")
 SIGNS |= dict.fromkeys((b"<?xml", b"<svg"), "an SVG or XML file: convert it to PNG")
+ON_HUB = """Check its name, the network and `hf auth login`. To choose one of several configurations, write
+hf://datasets/OWNER/NAME@refs/convert/parquet/CONFIGURATION/*/*.parquet"""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large pictures are decoded all the same
 
 Rows = list[dict[str, Any]]
@@ -102,13 +104,9 @@ class Tally:
     def check(self, source: Source, ended: bool = False) -> None:
         """Raise DataError as soon as it is certain that too many rows are skipped; warn of them when all are read."""
         total, damaged = self.skipped.total(), self.skipped["damaged"]
-
-        def too_many(rows: float) -> bool:
-            return damaged > MAX_DAMAGED * rows or total > MAX_MISSING * rows or not rows
-
+        too_many = lambda rows: damaged > MAX_DAMAGED * rows or total > MAX_MISSING * rows or not rows  # noqa: E731
         said = f"{source.where}: {self or 'no rows'}: {'; '.join(self.examples)}"
-        certain = ended or total == self.rows >= HOPELESS
-        if too_many(self.rows) and (certain or too_many(source.total())):
+        if too_many(self.rows) and (ended or total == self.rows >= HOPELESS or too_many(source.total())):
             most = f"{MAX_DAMAGED:.0%} may be damaged, and {MAX_MISSING:.0%} lack a picture or a caption"
             raise DataError(f"{said}. At most {most}.")
         if total and ended:
@@ -129,8 +127,6 @@ class Photos(NamedTuple):
 
 
 # --- found ---
-
-
 def locate(dataset: str) -> tuple[str, list[Path]]:
     """Return a data set's path and its files, ordered by split; or its name on the Hub, and none. Raise DataError."""
     path, name = Path(dataset).expanduser().resolve(), PRESETS.get(dataset, dataset)
@@ -186,8 +182,6 @@ def _path(folder: Path, text: str) -> Path:
 
 
 # --- read ---
-
-
 def _read_parquet(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
     with pq.ParquetFile(file) as opened:
         _each_once(opened.schema_arrow.names, file)
@@ -247,15 +241,11 @@ def _each_once(columns: Sequence[str], file: Path) -> None:
 
 
 # --- opened ---
-
-
 def open_source(dataset: str, image: str = "", captions: Sequence[str] | None = ()) -> Source:
-    """Return all files or splits of a data set as one, in the order train, validation, test, others, streamed.
-
-    `image` and `captions` name columns that are not found by themselves, with dots what is nested in them, such as
+    """Return all files or splits of a data set as one, in the order train, validation, test, others, streamed. `image`
+    and `captions` name columns that are not found by themselves, with dots what is nested in them, such as
     sentences.raw; with `captions` None none are needed. Raise DataError for a set that cannot be read, and for columns
-    that are missing or hold something else.
-    """
+    that are missing or hold something else."""
     where, files = locate(dataset)
     try:
         read, classes = _open_files(files) if files else _open_on_hub(where)
@@ -263,16 +253,15 @@ def open_source(dataset: str, image: str = "", captions: Sequence[str] | None = 
     except DataError:
         raise
     except Exception as error:  # pyarrow, tarfile, fsspec, HTTP and datasets raise errors of dozens of kinds
-        cure = "It is damaged or empty: copy it again." if files else "Check its name, the network and `hf auth login`."
-        said = f"{where}: cannot be read ({type(error).__name__}: {printable(error, 200)}). {cure}"
-        configs = "hf://datasets/OWNER/NAME@refs/convert/parquet/CONFIGURATION/*/*.parquet"
-        raise DataError(said + f" Of several configurations, name one: {configs}" * ("onfig" in said)) from error
+        said = f"{where}: cannot be read ({type(error).__name__}: {printable(error, 200)}). "
+        raise DataError(said + ("It is damaged or empty: copy it again." if files else ON_HUB)) from error
     columns = list(dict.fromkeys(name for row in rows for name in row))
     images, places, label = _columns(rows, columns, where, image, captions)
     total = cache(lambda: sum(len(part) for _, part in read(["none"]))) if files else lambda: float("inf")
-    lines = [len(one.splitlines()) > 1 for row in rows for place in places for one in texts(row, place, False)]
-    several = bool(lines) and sum(lines) >= SEVERAL_LINES * len(lines)
-    return Source(where, read, columns, images, places, label, classes.get(label, ()), several, total)
+    cells = [one for row in rows for place in places for one in values(row.get(place[0]), place[1:])]
+    several = [len(one.strip().splitlines()) > 1 for one in cells if isinstance(one, (str, bytes))]
+    lines = sum(several) >= SEVERAL_LINES * max(1, len(several))
+    return Source(where, read, columns, images, places, label, classes.get(label, ()), lines, total)
 
 
 def _open_files(files: Sequence[Path]) -> tuple[Reader, dict[str, list[str]]]:
@@ -373,7 +362,7 @@ def texts(row: dict[str, Any], place: Place, lines: bool) -> list[str]:
     """Return the captions at a place of a row: elements of a list, also of one written as text, and perhaps `lines`."""
     found: list[str] = []
     for text in values(row.get(place[0]), place[1:]):
-        text = text.decode("utf-8-sig", "replace") if isinstance(text, bytes) else text
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         if isinstance(text, str):
             found += _listed(text.strip()) or (text.splitlines() if lines else [text])
     found = [text.strip("\ufeff \t\r\n") for text in found]
@@ -389,8 +378,6 @@ def _listed(text: str) -> list[str]:
 
 
 # --- decoded ---
-
-
 def _held(cell: Any) -> Any:
     """Return the bytes or the path of a picture that `datasets` stored, any other cell as it is."""
     stored = isinstance(cell, dict) and not {"bytes", "path"}.isdisjoint(cell)
@@ -487,17 +474,15 @@ def column(source: Source, name: str) -> list[Any]:
 
 def _usable(row: dict[str, Any], folder: Path, source: Source, make: Callable) -> tuple[Any, list, list] | str:
     """Return what `make` makes of the picture, the captions and the labels of a row, or why it cannot be used."""
-    captions = [text for place in source.captions for text in texts(row, place, source.lines)]
     cells = [[one for one in values(row.get(place[0]), place[1:]) if _held(one)] for place in source.images]
-    if not any(cells) or (source.captions and not captions):
-        return "without a caption" if any(cells) else "without a picture"
     labels = [one for one in values(row.get(source.label)) if one == one and one not in (None, "")]
-    cell = next(filter(None, cells))
     try:
-        return make(decode_image(cell, folder)), captions, labels
+        captions = [text for place in source.captions for text in texts(row, place, source.lines)]
+        if not any(cells) or (source.captions and not captions):
+            return "without a caption" if any(cells) else "without a picture"
+        return make(decode_image(next(filter(None, cells)), folder)), captions, labels
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
-        path = cell[0].get("path") if isinstance(cell[0], dict) else None
-        return f"damaged: {printable(path or 'its picture', 80)} cannot be read ({printable(error, 200)})"
+        return f"damaged: it cannot be read ({printable(error, 200)})"
 
 
 def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Photos:

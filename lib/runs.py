@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -33,10 +34,8 @@ def jobs() -> int:
 
 def side_by_side(what: str, work: Callable[[Recipe, OnEpoch], Any], recipes: Sequence[Recipe]) -> list[Any]:
     """Return `work(recipe, on_epoch)` of every recipe, several at once in threads, with one progress bar of epochs.
-
     Where one recipe fails, or the reader interrupts, the others end with their epoch. Each has one thread of torch: it
-    is faster than all cores on one small model, and gives the same bits on any number of cores.
-    """
+    is faster than all cores on one small model, and gives the same bits on any number of cores."""
     stop, total = Event(), sum(recipe.epochs for recipe in recipes)
 
     def one(recipe: Recipe) -> Any:
@@ -67,11 +66,9 @@ def side_by_side(what: str, work: Callable[[Recipe, OnEpoch], Any], recipes: Seq
 
 
 def plan(notebook: str, scale: str, dataset: str, captions: str = "", image: str = "") -> dict[str, Recipe]:
-    """Return the possible conditions of a notebook, the plain one first, with the sizes that the data set allows.
-
-    Those that need more captions per image than there are fall away. `captions` (with commas between several) and
-    `image` name columns that are not found by themselves. Raise DataError for data that cannot be read or lack classes.
-    """
+    """Return the possible conditions of a notebook, the plain one first, with the sizes that the data set allows. Those
+    that need more captions per image than there are fall away. `captions` (with commas between several) and `image`
+    name columns that are not found by themselves. Raise DataError for data that cannot be read or lack classes."""
     base, columns = at_scale(scale, dataset), tuple(filter(None, map(str.strip, captions.split(","))))
     data = prepare(replace(base.data, caption_columns=columns, image_column=image))
     conditions = CONDITIONS[notebook](replace(base, data=data.config))
@@ -121,15 +118,10 @@ def run(recipe: Recipe, on_epoch: OnEpoch = lambda: None) -> Path:
 
     def build(folder: Path) -> None:
         start, needed = perf_counter(), [run(other) for other in depends_on(recipe)]
-        train.train(
-            recipe=recipe,
-            data=prepare(recipe.data),
-            folder=folder,
-            evaluate=lambda model: _evaluate(model, recipe),
-            on_epoch=on_epoch,
-            donor=load_file(needed[0] / "weights.safetensors") if recipe.frozen else None,
-            removed=removed(recipe) if recipe.remove else (),
-        )
+        donor = load_file(needed[0] / "weights.safetensors") if recipe.frozen else None
+        left_out = removed(recipe) if recipe.remove else ()
+        evaluate = partial(_evaluate, recipe=recipe)
+        train.train(recipe, prepare(recipe.data), folder, evaluate, on_epoch, donor, left_out)
         made = {"seconds": perf_counter() - start, "torch": torch.__version__, "device": models.device().type}
         store.write_json(folder / "made.json", {**made, "side_by_side": jobs()})
 

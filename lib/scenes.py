@@ -7,8 +7,9 @@ world is known, so is the truth that photographs lack: how rare each scene is, a
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,8 @@ class Scenes:
 def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
     """Return the first `n` scenes of world `seed`, drawn `pixels` wide and high. Scene i is a function of (seed, i): a
     longer set starts with a shorter one, and another size shows the same scenes with the same captions."""
-    made = Scenes(
-        images=np.empty((n, 3, pixels, pixels), np.uint8), captions=[], label_names=SHAPES,
-        labels=np.empty(n, np.int64), rarity=np.empty(n, np.float32), vagueness=np.empty((n, len(KEEP)), np.float32),
-    )  # fmt: skip
+    known = np.empty(n, np.int64), SHAPES, np.empty(n, np.float32), np.empty((n, len(KEEP)), np.float32)
+    made = Scenes(np.empty((n, 3, pixels, pixels), np.uint8), [], *known)
     for i in tqdm(range(n), "drawing scenes", file=sys.stdout, leave=False, delay=2):
         rng = np.random.default_rng([seed, i])
         scene, made.labels[i], made.rarity[i] = _imagine(rng)
@@ -212,8 +211,6 @@ def _pair(main: str, other: str, relation: str, stated: bool, rng: Random) -> st
 RGB = WORLD["colours"]
 DARK, LIGHT = np.array([22.0, 22.0, 30.0]), np.array([238.0, 238.0, 232.0])
 OUTLINE = 0.014  # half its width, as a share of the picture: about one pixel at 32
-RADII = {"small": (0.15, 0.18), "medium": (0.20, 0.23), "big": (0.27, 0.32), "companion": (0.135, 0.165)}
-TOWARDS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), "on": (0, -1), "inside": (0, 0)}
 GROUND_COLOURS = WORLD["grounds"]  # two colours that the pattern mixes, and what lies over them: clouds, stars, joints
 
 
@@ -240,7 +237,8 @@ def paint(scene: list[Thing], pixels: int, rng: Random) -> Array:
 
 def _arrange(scene: list[Thing], rng: Random) -> Array:
     """Return where things are: x, y, radius, tilt [K, 4]; shares of the picture, y downwards, tilt in radians."""
-    low, high = np.array([RADII["companion" if k else thing.get("size", "medium")] for k, thing in enumerate(scene)]).T
+    sizes = [scene[0].get("size", "medium"), *["companion"] * (len(scene) - 1)]
+    low, high = np.array([WORLD["radii"][size] for size in sizes]).T
     radius, tilt, centre = rng.uniform(low, high), rng.uniform(-0.16, 0.16, len(scene)), np.zeros((2, len(scene)))
     for k, thing in enumerate(scene[1:], start=1):
         apart, slip = radius[0] + radius[k] + rng.uniform(0, 0.03), rng.uniform(-0.3, 0.3) * radius[0]
@@ -248,7 +246,7 @@ def _arrange(scene: list[Thing], rng: Random) -> Array:
             apart, slip, tilt[0], tilt[k] = 0.82 * (radius[0] + radius[k]), 0.0, 0.0, 0.0
         if thing["relation"] == "inside":
             radius[k] = 0.42 * radius[0]
-        towards = np.array(TOWARDS[thing["relation"]])
+        towards = np.array(WORLD["towards"][thing["relation"]])
         centre[:, k] = towards * apart + abs(towards[::-1]) * slip
     for at in centre:  # x, then y: the group is moved to a place where it fits
         start, end = (at - radius).min(), (at + radius).max()
@@ -280,7 +278,7 @@ def _surface(thing: Thing, u: Array, v: Array, radius: float, pixels: int, rng: 
     return colour
 
 
-def _polygon(u: Array, v: Array, *corners: tuple[float, float]) -> Array:
+def _polygon(u: Array, v: Array, corners: Sequence[Sequence[float]]) -> Array:
     """Return the distance to the nearest edge, negative where a ray from the point crosses an odd number of edges."""
     start = np.array(corners).T[:, :, None, None]
     edge, way = np.roll(start, -1, axis=1) - start, np.stack([u, v])[:, None] - start  # [2, corners, H, W]
@@ -314,21 +312,16 @@ def _flower(u: Array, v: Array) -> Array:
 
 
 STAR = [(r * np.sin(k * np.pi / 5), -r * np.cos(k * np.pi / 5)) for k, r in enumerate([1.12, 0.5] * 5)]
-HOUSE = ((0, -1), (1.05, -0.1), (0.75, -0.1), (0.75, 0.85), (-0.75, 0.85), (-0.75, -0.1), (-1.05, -0.1))
-ARROW = ((1.08, 0), (0.12, -0.88), (0.12, -0.36), (-1, -0.36), (-1, 0.36), (0.12, 0.36), (0.12, 0.88))
+POLYGONS = {name: partial(_polygon, corners=own) for name, own in ({"star": STAR} | WORLD["polygons"]).items()}
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {  # signed distances of points (u, v), in units of the radius
     "circle": lambda u, v: np.hypot(u, v) - 0.92,
     "square": lambda u, v: _box(u, v, 0.82, 0.82),
-    "star": lambda u, v: _polygon(u, v, *STAR),
     "heart": _heart,
-    "triangle": lambda u, v: _polygon(u, v, (0, -0.95), (1, 0.78), (-1, 0.78)),
-    "house": lambda u, v: _polygon(u, v, *HOUSE),
     "flower": _flower,
     "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.76) - 0.22,
     "moon": lambda u, v: np.maximum(np.hypot(u, v) - 1, 0.82 - np.hypot(u - 0.5, v + 0.2)),
-    "diamond": lambda u, v: _polygon(u, v, (0, -1.08), (0.72, 0), (0, 1.08), (-0.72, 0)),
-    "arrow": lambda u, v: _polygon(u, v, *ARROW),
     "cross": lambda u, v: np.minimum(_box(u, v, 0.98, 0.34), _box(u, v, 0.34, 0.98)),
+    **POLYGONS,
 }
 MARKS = {"house": lambda u, v: _box(u, v - 0.55, 0.2, 0.32), "flower": lambda u, v: np.hypot(u, v) - 0.3}
 

@@ -32,8 +32,6 @@ MEMORIZED |= {"labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
 
 
 # --- CLIPMem, SSLMem ---
-
-
 class Alignment(NamedTuple):
     """Two forms of the alignment A of N pairs, each `[N]`; see `align`."""
 
@@ -80,11 +78,10 @@ def held_out(data: Dataset) -> np.ndarray:
 
 def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
-
-    One row per pair of `subsets`, of shared pairs as many as the pool has: pair_id, subset, and under an objective with
-    captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the image as it is), each the mean of
-    the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image` (SSLMem).
-    """
+    One row per pair of `subsets`, of shared pairs as many as the pool has: pair_id, subset, and under an objective
+    with captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the image as it is), each the
+    mean of the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image`
+    (SSLMem)."""
     held, parts = held_out(data), []
     if recipe.reads_captions:
         held_image, held_text = embed_pairs(model, data, held)
@@ -141,15 +138,11 @@ def distance(views: Tensor) -> Tensor:
 
 
 # --- two models: who saw the pair ---
-
-
 def in_out(f: pd.DataFrame, g: pd.DataFrame, data: Dataset, seed: int) -> pd.DataFrame:
-    """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`.
-
-    `f` and `g` are tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores. Each row gets
-    member (1: f trained on the pair, -1: g did, 0: both or neither; there `_in` is f's) and two columns per score.
-    Raise ValueError where f and g did not score the same pairs in the same order.
-    """
+    """Return what the model that trained on a pair says of it, `<score>_in`, and what the other one says, `_out`. `f`
+    and `g` are tables of the two models of one seed: pair_id, subset, perhaps epoch, and scores. Each row gets member
+    (1: f trained on the pair, -1: g did, 0: both or neither; there `_in` is f's) and two columns per score. Raise
+    ValueError where f and g did not score the same pairs in the same order."""
     keys = [name for name in ("pair_id", "subset", "epoch") if name in f]
     if not f[keys].equals(g[keys]):
         raise ValueError("f and g are of different pairs; score both on the same data and split")
@@ -173,12 +166,10 @@ def memorization(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_to_remove(recipe: Recipe, data: Dataset, f_and_g: Sequence[pd.DataFrame]) -> np.ndarray:
-    """Return the training rows that a recipe removes: the share that its rule finds most suspicious.
-
-    `f_and_g`: the evaluations of f and g of another seed, one of which saw each pair. "clipmem" is their difference,
-    "held-out similarity" asks the one that did not see the pair, "early loss" the other, at its first evaluation.
-    "oracle" knows the wrong captions; "random" knows nothing.
-    """
+    """Return the training rows that a recipe removes: the share that its rule finds most suspicious. `f_and_g`: the
+    evaluations of f and g of another seed, one of which saw each pair. "clipmem" is their difference, "held-out
+    similarity" asks the one that did not see the pair, "early loss" the other, at its first evaluation. "oracle" knows
+    the wrong captions; "random" knows nothing."""
     rows, rule = data.training_rows(recipe), recipe.remove_by
     if rule in ("random", "oracle"):
         score = np.random.default_rng([recipe.seed, 3]).random(len(rows))
@@ -193,8 +184,6 @@ def rows_to_remove(recipe: Recipe, data: Dataset, f_and_g: Sequence[pd.DataFrame
 
 
 # --- baselines: a single model finds wrong captions ---
-
-
 def single_model(model: CLIP, data: Dataset, rows: np.ndarray, known: np.ndarray, views: int) -> pd.DataFrame:
     """Return two scores that are high for wrong captions, of the pairs `rows` with their caption 0: `augmentation` =
     mean over `views` light crops of |cos(crop, text) - cos(image, text)|, after Ko et al., ICCV 2023
@@ -228,15 +217,11 @@ def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, 
 
 
 # --- the swap test: one model gets the other's image or text tower ---
-
-
 def swap_parts(f: CLIP, g: CLIP, data: Dataset, seed: int) -> pd.DataFrame:
     """Return how much of CLIPMem each encoder brings along: pair_id, subset and the columns of `swap` of every pool and
-    external pair (as if f had been trained on it), with caption 0.
-
-    f's embeddings are first rotated to fit g's on the shared pairs, which both were trained on (orthogonal Procrustes:
-    Schönemann, Psychometrika 1966, https://doi.org/10.1007/BF02289451).
-    """
+    external pair (as if f had been trained on it), with caption 0. f's embeddings are first rotated to fit g's on the
+    shared pairs, which both were trained on (orthogonal Procrustes: Schönemann, Psychometrika 1966,
+    https://doi.org/10.1007/BF02289451)."""
     rows, shared = np.concatenate([data.subsets[name] for name in CORRUPTED]), data.subsets["shared"]
     exchange = torch.from_numpy(np.isin(rows, data.half("independent", seed)))
     of_f, of_g = (embed_pairs(model, data, rows) for model in (f, g))
@@ -282,14 +267,10 @@ def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tens
 
 
 # --- units and layers ---
-
-
 def selectivity(largest: Tensor, total: Tensor, count: int) -> Tensor:
-    """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others.
-
-    Over images it is UnitMem, over classes ClassMem. In [0, 1], as activations are clamped at 0; 0 for dead units.
-    `largest` and `total` `[U]` are the largest value and the sum over `count` images or classes.
-    """
+    """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others. Over
+    images it is UnitMem, over classes ClassMem. In [0, 1], as activations are clamped at 0; 0 for dead units. `largest`
+    and `total` `[U]` are the largest value and the sum over `count` images or classes."""
     others = (total - largest) / (count - 1)
     return (largest - others) / (largest + others).clamp(min=1e-12)  # 0 / 1e-12 for dead units
 

@@ -76,9 +76,7 @@ def finished(kind: str, key: str) -> bool:
 
 def get_or_build(kind: str, key: str, build: Callable[[Path], None], about: dict[str, Any]) -> Path:
     """Return the folder of a complete entry; `build(folder)` makes it where it is missing, and may find its checkpoint.
-
-    Other processes that want the same entry wait. `about` is kept as about.json, for people.
-    """
+    Other processes that want the same entry wait. `about` is kept as about.json, for people."""
     folder = root() / kind / key
     if finished(kind, key):
         return folder

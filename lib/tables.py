@@ -77,18 +77,6 @@ def during_training(study: Study, condition: str = "") -> pd.DataFrame:
     return table.merge(loss, on=["seed", "epoch"], how="left")
 
 
-def baselines(study: Study) -> pd.DataFrame:
-    """Return `scores.single_model` of plain CLIP: seed, pair_id, and `_in` and `_out` of augmentation and lemon."""
-
-    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
-        data = prepare(recipe.data)
-        rows = np.concatenate([data.subsets[subset] for subset in CORRUPTED])
-        return scores.single_model(model, data, rows, data.training_rows(recipe), study.augmentations)
-
-    both = memorization(study, measure_all(study, f"baselines-{study.augmentations}", measure, [study.plain]))
-    return both[["seed", "pair_id", *(name for name in both if name.endswith(("_in", "_out")))]]
-
-
 def clipmem_drop(pairs: pd.DataFrame, name: str, than: str = "CLIP") -> pd.DataFrame:
     """Return by how much CLIPMem of each pool pair drops from `than` to `name`: seed, pair_id, corruption, drop."""
     keys = ["seed", "pair_id"]
@@ -110,12 +98,6 @@ def utilities(study: Study, labelled: list[Labelled], conditions: Sequence[str] 
     with threadpool_limits(1):  # the probes of several models at once, each with all cores, take 30 times as long
         found = measure_all(study, name, lambda f, r: utility.utilities(f, prepare(r.data), labelled), conditions, "f")
     return found.drop(columns="role").rename(columns={"item": "pair_id"})
-
-
-def utility_gain(useful: pd.DataFrame, measure: str, name: str, than: str = "CLIP") -> stats.Estimate:
-    """Return `measure` under one condition minus that under another, item by item and paired by seed."""
-    first, second = (useful.loc[useful["condition"] == c, ["seed", "pair_id", measure]] for c in (name, than))
-    return paired_difference(first.dropna(), second.dropna(), measure)
 
 
 def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:

@@ -135,12 +135,10 @@ def train(
     removed: Sequence[int] = (),
 ) -> None:
     """Train one model and leave `weights.safetensors`, `history.parquet` and `evaluations.parquet` in `folder`.
-
-    `history` has one row per epoch: loss, learning rate, logit scale and the numbers of `evaluate`; `evaluations`
-    has the scores of single pairs that it returns, with their epoch. An unfinished training in `folder` is continued.
+    `history` has one row per epoch: loss, learning rate, logit scale and the numbers of `evaluate`; `evaluations` has
+    the scores of single pairs that it returns, with their epoch. An unfinished training in `folder` is continued.
     `donor`: weights of the frozen tower. Rows in `removed` are not trained on. Raise FloatingPointError where the loss
-    diverges; the last checkpoint is from before.
-    """
+    diverges; the last checkpoint is from before."""
     model = fresh(recipe, data).train()
     if donor:  # temperature and bias are trained, too
         tower = {n: t for n, t in donor.items() if n.startswith("visual.") == (recipe.frozen == "image")}

@@ -41,11 +41,9 @@ class Labelled(NamedTuple):
 
 
 def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
-    """Return the labelled sets for a data set of photographs; none for scenes, which have classes of their own.
-
-    Beside the data set they are <name>_train.parquet and <name>_test.parquet (columns image, label), else on the Hub;
-    one that is in neither is left out with a warning. Raise DataError for a file beside it that is no use.
-    """
+    """Return the labelled sets for a data set of photographs; none for scenes, which have classes of their own. Beside
+    the data set they are <name>_train.parquet and <name>_test.parquet (columns image, label), else on the Hub; one that
+    is in neither is left out with a warning. Raise DataError for a file beside it that is no use."""
     found, folder = [], Path(locate(dataset)[0]).parent if dataset != "scenes" else Path()
     for name, on_hub in SETS.items() if dataset != "scenes" else ():
         files = [folder / f"{name}_{part}.parquet" for part in ("train", "test")]
@@ -54,17 +52,16 @@ def labelled_sets(dataset: str, pixels: int) -> list[Labelled]:
             train, test = (load_labelled(part, pixels) for part in (map(str, files) if beside else on_hub))
             if train.class_names != test.class_names or len(train.class_names) < 2:
                 raise DataError(f"{files[0]} and {files[1].name}: expected a column 'label' with the same classes.")
-        except DataError as error:
+        except DataError:
             if beside:
                 raise
             advice = f"put {files[0].name} and {files[1].name} (columns image, label) beside the data set, or go online"
-            why = repr(error.__cause__ or error)  # without what the error advises
-            warnings.warn(f"no labelled images '{name}', so nothing is probed on them: {advice}. {why}", stacklevel=2)
+            warnings.warn(f"no labelled images '{name}', so nothing is probed on them: {advice}", stacklevel=2)
             continue
         rows = np.linspace(0, len(train.images) - 1, min(MAX_TRAIN, len(train.images))).round().astype(int)
         images, classes = (train.images[rows], test.images), (one_class(train.shares)[rows], one_class(test.shares))
-        prints = train.fingerprint[:8] + test.fingerprint[:8]
-        found.append(Labelled(name, images[0], classes[0], images[1], classes[1], prints))
+        of_train, of_test = zip(images, classes, strict=True)
+        found.append(Labelled(name, *of_train, *of_test, train.fingerprint[:8] + test.fingerprint[:8]))
     return found
 
 
@@ -78,10 +75,8 @@ def ranks(image: Tensor, text: Tensor) -> Tensor:
 
 def retrieval(image: Tensor, text: Tensor) -> dict[str, np.ndarray]:
     """Return `bits` and `r10` of each of N matching unit vectors `[N, D]`, the mean over both ways, in galleries of
-    GALLERY consecutive pairs: `[M]`, as an incomplete last gallery is left out unless it is the only one.
-
-    Bits say how much of the gallery a query rules out, log2(gallery / rank): 1.4 on average for a random order.
-    """
+    GALLERY consecutive pairs: `[M]`, as an incomplete last gallery is left out unless it is the only one. Bits say how
+    much of the gallery a query rules out, log2(gallery / rank): 1.4 on average for a random order."""
     size = min(GALLERY, len(image))
     parts = zip(image.split(size), text.split(size), strict=True)
     rank = torch.cat([ranks(*part) for part in parts if len(part[0]) == size], dim=1)
@@ -124,11 +119,9 @@ def _probe_rows(data: Dataset) -> np.ndarray:
 
 
 def utilities(model: CLIP, data: Dataset, labelled: list[Labelled]) -> pd.DataFrame:
-    """Return what one model is good for, one row per test item, NaN where a measure has no such item.
-
-    Columns: item (0, 1, ...); of the test pairs `bits` and `r10`; probe_<name> of the test images of each labelled set,
-    and of the test pairs for `labels`, the data set's own classes.
-    """
+    """Return what one model is good for, one row per test item, NaN where a measure has no such item. Columns: item (0,
+    1, ...); of the test pairs `bits` and `r10`; probe_<name> of the test images of each labelled set, and of the test
+    pairs for `labels`, the data set's own classes."""
     rows, test = _probe_rows(data), data.subsets["test"]
     image = embed_images(model, data.images, test)[0]
     found = retrieval(image, embed_texts(model, data.tokens[test, 0]))
@@ -144,11 +137,8 @@ def utilities(model: CLIP, data: Dataset, labelled: list[Labelled]) -> pd.DataFr
 
 def during_training(model: CLIP, captions: bool, data: Dataset) -> dict[str, float]:
     """Return utility on the first test pairs, quick enough for every evaluation: `probe`, and `bits` and `r10` where
-    there are captions.
-
-    `probe` is the accuracy of the linear probe over the images with a class where none has several, else its average
-    precision, the mean over classes; NaN without classes.
-    """
+    there are captions. `probe` is the accuracy of the linear probe over the images with a class where none has several,
+    else its average precision, the mean over classes; NaN without classes."""
     rows, test = _probe_rows(data)[: 2 * GALLERY], data.subsets["test"][:GALLERY]
     image, found = embed_images(model, data.images, test)[0], {"probe": float("nan")}
     shares, asked = data.shares[rows], data.shares[test]

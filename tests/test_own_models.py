@@ -134,12 +134,15 @@ def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch
         assert "foreign code" in refusal(name, tokenizer_kwargs={"trust_remote_code": True})
     assert "huge" in refusal("huge:openai") and "nothing.pt" in refusal(f"tiny:{tmp_path}/nothing.pt")
     good = load_file(weights)
-    torch.save(good, tmp_path / "other.bin")
-    assert "holds several models, open_clip_model.safetensors, other.bin" in refusal()
+    for name in ("epoch_1.bin", "epoch_2.bin"):
+        torch.save(good, tmp_path / name)
+    weights.unlink()
+    assert "holds several models, epoch_1.bin, epoch_2.bin: keep one" in refusal()
     torch.save({"model": good, "state_dict": {**good}}, tmp_path / "two.pt")
     assert "holds 2 sets of weights" in refusal(f"tiny:{tmp_path}/two.pt")
-    whole = (tmp_path / "other.bin").read_bytes()
-    for content, message in ((whole[:-999], "cut off"), (b"version https://git-lfs.github.com/x", "Git LFS"), (b"", "empty")):
+    whole = (tmp_path / "epoch_1.bin").read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1"
+    for content, message in ((whole[:-999], "cut off"), (pointer, "Git LFS"), (b"", "empty")):
         (tmp_path / "bad.pt").write_bytes(content)
         assert message in refusal(f"tiny:{tmp_path}/bad.pt")
     torch.save({**good, "visual.proj": good["visual.proj"] * torch.nan}, tmp_path / "bad.pt")

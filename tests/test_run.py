@@ -78,7 +78,7 @@ REFUSED = {
     "--only 7": "no notebook is called '7': 01_apples, 02_miscaptioned_memorization, 05_your_own_models",
     "--dataset scense": "data set 'scense' not found",
     "--only 01 --models RN50:openai": "--models and --seen are for notebook 05",
-    "--only 05 --publish --seen mine": "and its results are not published",
+    "--only 05 --publish --seen mine": "Its results are not published",
     "smoke --publish": "smoke decides nothing",
     "laptop --seeds 2 --publish": "2 seeds are too few",
     "paper": "torch finds none: use laptop",

@@ -17,7 +17,7 @@ from test_data import columns, write_parquet
 from lib import runs, train
 from lib.data import prepare
 from lib.photos import DataError
-from lib.recipes import CONDITIONS, VERSION, all_models, depends_on, f_and_g
+from lib.recipes import CONDITIONS, all_models, depends_on, f_and_g
 
 ONCE = replace(BRIEF, epochs=1, evaluations=1)
 KILLED = """if True:  # after two of four epochs

@@ -135,7 +135,7 @@ def test_ties_are_above_the_threshold_together_whatever_the_order_of_the_rows():
         assert found == pytest.approx(expected)
 
 
-def test_verdict_rules_and_holms_adjustment():
+def test_verdict_rules():
     cases = {"reproduced": (0.1, 0.3), "inconclusive": (-0.1, 0.3), "contradicted": (-0.3, -0.1)}
     for expected, (low, high) in cases.items():
         found = stats.Estimate((low + high) / 2, low, high, 3, 50, 0.5, 0.1)
@@ -145,7 +145,6 @@ def test_verdict_rules_and_holms_adjustment():
     for few in ({"seeds": 1}, {"n": 19}, {"value": np.nan, "low": np.nan, "high": np.nan}):
         outcome, reason = stats.verdict(replace(found, **few))
         assert outcome == "not testable" and reason
-    assert stats.holm([0.01, 0.04, np.nan, 0.03]).tolist() == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
 
 
 def test_errors_name_what_is_wrong():
@@ -178,16 +177,6 @@ def measured(seeds=6, pairs=300, memory=0.3, noise=0.2):
         scores = {"contrast_in": saw, "contrast_out": did_not, "clipmem": saw - did_not}
         parts.append(pd.DataFrame({"seed": seed, "pair_id": range(pairs), "corruption": "clean", **scores}))
     return pd.concat(parts, ignore_index=True)
-
-
-def test_single_pairs_are_means_with_honest_errors_and_few_false_discoveries():
-    table = measured()
-    found = stats.per_pair(table).set_index("pair_id")
-    by_hand = table.groupby("pair_id")[["contrast_in", "contrast_out", "clipmem"]].mean()
-    assert np.allclose(found[["in", "out", "clipmem"]], by_hand)
-    true = np.where(found.index % 2, 0.3, 0.0)
-    assert np.std(found["clipmem"] - true) == pytest.approx(found["error"].iloc[0], rel=0.15)
-    assert (true[found["significant"]] == 0).mean() < 0.12 and found.loc[true > 0, "significant"].mean() > 0.5
 
 
 def test_reliability_is_what_another_set_of_seeds_would_agree_to():

@@ -45,9 +45,9 @@ def parse(words: list[str]) -> Namespace:
 
 def entries(text: str) -> list[str]:
     """Return what an option names, with a comma between two; a comma in a path that exists separates nothing."""
-    for end in (n for n, one in enumerate(text + ",") if one == ","):
-        parts = [one.strip() for one in (text[:end], text[end + 1 :])[: 1 + (end < len(text))]]
-        paths = [[os.path.expanduser(path) for path in (one, one.partition(":")[2])] for one in parts]
-        if all(any(map(os.path.exists, own)) for own in paths):
+    pieces = [one.strip() for one in text.split(",")] if text else []
+    for end in range(len(pieces), 0, -1):  # two paths at most
+        parts = [",".join(one) for one in (pieces[:end], pieces[end:]) if one]
+        if all(any(os.path.exists(os.path.expanduser(p)) for p in (one, one.partition(":")[2])) for one in parts):
             return parts
-    return [one.strip() for one in text.split(",")] if text else []
+    return pieces

@@ -15,8 +15,7 @@ from lib import stats
 
 # Okabe & Ito's colours, which people with any form of colour blindness tell apart: https://jfly.uni-koeln.de/color/
 BLUE, SKY, GREEN, ORANGE, RED, PINK, NOISE = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8c8c8c"
-COLOURS = {"external": NOISE, "vagueness": GREEN}
-COLOURS |= {"clean": SKY, "partly_swapped": ORANGE, "inverted": GREEN, "swapped": RED}
+COLOURS = {"external": NOISE, "clean": SKY, "partly_swapped": ORANGE, "inverted": GREEN, "swapped": RED}
 OBJECTIVES = {"supervised": GREEN, "CLIP": "black", "self-supervised": BLUE}
 MARKERS = {"supervised": "s", "CLIP": "o", "self-supervised": "^"}  # so that they can be told apart in grey
 ENCODERS = {"both": "black", "text": RED, "image": BLUE}

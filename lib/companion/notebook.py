@@ -93,17 +93,10 @@ def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "
 
 def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint: str, keys: Iterable[str]) -> dict:
     """Return the provenance of figures: notebook, data, models (digest of their keys), commit, device and versions."""
-    return {
-        "notebook": notebook,
-        "dataset": findings.slug(dataset),
-        "name": findings.short_name(dataset),
-        "data": fingerprint,
-        "scale": scale,
-        "seeds": seeds,
-        "runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16],
-        "commit": findings.commit(),
-        "claims_commit": findings.git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/companion/claims.json"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else models.device().type,
-        "precision": models.precision(),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
+    about: dict[str, Any] = {"notebook": notebook, "dataset": findings.slug(dataset), "scale": scale, "seeds": seeds}
+    about |= {"name": findings.short_name(dataset), "data": fingerprint, "commit": findings.commit()}
+    claims = findings.git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/companion/claims.json")
+    about |= {"runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16], "claims_commit": claims}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else models.device().type
+    about |= {"device": device, "precision": models.precision()}
+    return about | {"versions": {name: version(name) for name in VERSIONS}}

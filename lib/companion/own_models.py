@@ -52,9 +52,9 @@ def load(name: str) -> Checkpoint:
     """Return a checkpoint: ARCHITECTURE:WEIGHTS (a file or a tag of open_clip), hf-hub:OWNER/NAME or local-dir:FOLDER.
     Nothing is unpickled but tensors and numbers, and no foreign code run. Raise DataError for one that does not fit."""
     architecture, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition(":")
-    inside = [path for kind in ("safetensors", "bin", "pth") for path in Path(name[10:]).glob(f"*.{kind}")]
-    if name.startswith("local-dir:") and len(inside) > 1:
-        raise DataError(f"{name} holds several models, {', '.join(sorted(path.name for path in inside))}: keep one")
+    inside = sorted(path.name for path in Path(name[10:]).glob("*") if path.suffix in (".safetensors", ".bin", ".pth"))
+    if name.startswith("local-dir:") and len(inside) > 1 and not any(one.startswith("open_clip_") for one in inside):
+        raise DataError(f"{name} holds several models, {', '.join(inside)}: keep one")
     own: dict[str, Any] = {"load_state_dict": tensors, "convert_state_dict": _convert, "resize_pos_embed": _compare}
     own["resize_text_pos_embed"] = lambda *_: None
     try:
@@ -74,9 +74,8 @@ def load(name: str) -> Checkpoint:
     for key, tensor in clip.state_dict().items():
         digest.update(key.encode() + tensor.numpy().tobytes())
     quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in clip.modules())
-    mean = ", ".join(f"{one:.3f}" for one in about["mean"])
-    kind = f"{type(clip).__name__}, {'QuickGELU' if quick else 'GELU'}"
-    print(f"{name}: {kind}, image size {about['size']}, mean ({mean})")
+    told = f"{type(clip).__name__}, {'QuickGELU' if quick else 'GELU'}, image size {about['size']}"
+    print(f"{name}: {told}, mean ({', '.join(f'{one:.3f}' for one in about['mean'])})")
     return Checkpoint(name, digest.hexdigest(), clip.eval().to(model.device()), preprocess, tokenize)
 
 

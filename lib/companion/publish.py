@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
+from scipy.stats import false_discovery_control
 
 from lib import store
 from lib.companion import findings
 from lib.photos import PRESETS
-from lib.stats import holm
 
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
@@ -81,7 +82,8 @@ def pages() -> dict[Path, str]:
 def gallery(folder: Path) -> str:
     """Return the README.md of a reference folder: each figure with its sentence and files, then every verdict."""
     rows = findings.read_reference(folder).sort_values("finding")
-    rows["p"] = holm(rows["p"].where(rows["verdict"] != "not testable"))
+    tested = rows["verdict"] != "not testable"
+    rows["p"] = pd.Series(false_discovery_control(rows.loc[tested, "p"]), rows.index[tested])  # Benjamini & Hochberg
     return TEMPLATES.get_template("gallery.md.j2").render(
         rows=rows,
         known=("scenes", *PRESETS),
