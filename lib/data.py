@@ -75,10 +75,8 @@ def prepare(config: DataConfig) -> Dataset:
     DataError for an unreadable or too small set, ValueError for equal captions."""
     pairs = load(config)
     config = fit_sizes(config, len(pairs.images))
-    subsets = split(len(pairs.images), config)
-    shares = (config.swapped, config.partly_swapped, config.inverted)
-    parts = [subsets[name] for name in CORRUPTED]
-    made = corrupt(pairs.captions, pairs.ids, parts, shares, config.seed)
+    subsets, shares = split(len(pairs.images), config), (config.swapped, config.partly_swapped, config.inverted)
+    made = corrupt(pairs.captions, pairs.ids, [subsets[name] for name in CORRUPTED], shares, config.seed)
     inverted, swapped = made.corruption == "inverted", made.corruption == "swapped"
     pairs.images[inverted] = 255 - pairs.images[inverted]
     changed = [row for row, (old, new) in enumerate(zip(pairs.captions, made.captions, strict=True)) if old != new]
@@ -213,7 +211,7 @@ def _tokenize(captions: list[list[str]], config: DataConfig) -> tuple[np.ndarray
     if len(times) < 3:
         said = f"models read {config.context} tokens of a caption, and see only {len(times)} different ones here"
         raise DataError(f"{config.dataset}: {said}, such as {captions[0][0]!r:.80}. Use captions that differ at once.")
-    many = f"{min(counts)} to {max(counts)} captions" if min(counts) < max(counts) else f"{max(counts)} caption(s)"
+    many = f"{min(counts)} to " * (min(counts) < max(counts)) + f"{max(counts)} caption{'s' * (max(counts) > 1)}"
     said = f"{len(captions):,} pictures, {many} each, the first: {photos.printable(captions[0][0], 60)!r}"
     if cut.any():
         said += f"; {100 * cut[real].mean():.3g} % of the captions are longer than {config.context} tokens and were cut"

@@ -139,9 +139,9 @@ def locate(dataset: str) -> tuple[str, list[Path]]:
     if found := shards or [file for file, _ in usable if file.stem == "metadata" or file == path] or tables:
         words = {file: re.split("[^a-z]+", str(file.relative_to(path)).lower()) for file in found}
         return str(path), sorted(found, key=lambda file: ([name not in words[file] for name in SPLITS], file))
-    hint = " save_to_disk wrote it: write it with to_parquet." if (path / "state.json").is_file() else ""
     raise DataError(
-        f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}.{hint} Give scenes, "
+        f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}"
+        f"{' (save_to_disk wrote it: use to_parquet)' if (path / 'state.json').is_file() else ''}. Give scenes, "
         f"{', '.join(PRESETS)}, a name on the Hugging Face Hub (owner/name), or a path: of a file {', '.join(READERS)} "
         f"or of a folder with .tar or .parquet files, or with images and a metadata.csv or .jsonl (file_name, caption)."
     )
@@ -314,14 +314,15 @@ def _columns(
     images = [image] if image else usual(IMAGE_NAMES, binary) or usual(IMAGE_NAMES, columns)  # not a `mask`
     images = images or binary * (len(binary) == 1)
     numbered = sorted((one for one in columns if re.fullmatch(r"caption_\d+", one)), key=lambda one: int(one[8:]))
-    found = usual(CAPTION_NAMES[:2], columns)[:1] or numbered or usual(CAPTION_NAMES, textual or columns)[:1]
+    found = usual(CAPTION_NAMES, textual) or usual(CAPTION_NAMES, columns)
+    found = numbered if numbered and not {*map(str.lower, found)} & {*CAPTION_NAMES[:2]} else found[:1]
     named = [] if captions is None else list(captions) or found
     for what, wanted in {"image": images, "captions": named}.items():
         missing = [one for one in wanted or [""] if not _place(one, columns)]
         if missing and (what, captions) != ("captions", None):
             shown = ", ".join(printable(one, 40) for one in columns[:10]) + ", …" * (len(columns) > 10)
             raise DataError(
-                f"{where}: no {what} column {missing[0]!r:.80}. Its columns are {shown}. Name the right one: --{what} "
+                f"{where}: no {what} column '{missing[0]:.80}'. Its columns are {shown}. Name the right one: --{what} "
                 f"with ./run_all.sh, or the parameter `{what}` in a notebook (several with commas between them)."
             )
     for name, place in [(one, _place(one, columns)) for one in named]:

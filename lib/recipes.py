@@ -167,7 +167,6 @@ class Study(NamedTuple):
 
 
 # --- what each notebook compares: the name of a condition -> the recipe of f, seed 0 ---
-
 REMOVAL_RULES: tuple[str, ...] = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
 WRONG = 0.4  # share of wrong captions in the data of the removal study: with few there is little to gain
 NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees

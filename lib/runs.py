@@ -69,7 +69,8 @@ def plan(notebook: str, scale: str, dataset: str, captions: str = "", image: str
     """Return the possible conditions of a notebook, the plain one first, with the sizes that the data set allows. Those
     that need more captions per image than there are fall away. `captions` (with commas between several) and `image`
     name columns that are not found by themselves. Raise DataError for data that cannot be read or lack classes."""
-    base, columns = at_scale(scale, dataset), tuple(filter(None, map(str.strip, captions.split(","))))
+    given = [captions] if isinstance(captions, str) else captions or []  # a list, or null, with `papermill -y`
+    base, columns = at_scale(scale, dataset), tuple(filter(None, map(str.strip, ",".join(given).split(","))))
     data = prepare(replace(base.data, caption_columns=columns, image_column=image))
     conditions = CONDITIONS[notebook](replace(base, data=data.config))
     if not data.class_names and any(recipe.objective == "supervised" for recipe in conditions.values()):

@@ -207,7 +207,6 @@ def _pair(main: str, other: str, relation: str, stated: bool, rng: Random) -> st
 
 # --- painting: every pixel is a function of its place (x, y), so no size is special. A shape is a signed distance:
 # how far a point lies outside (positive) or inside (negative) of it (https://iquilezles.org/articles/distfunctions2d/)
-
 RGB = WORLD["colours"]
 DARK, LIGHT = np.array([22.0, 22.0, 30.0]), np.array([238.0, 238.0, 232.0])
 OUTLINE = 0.014  # half its width, as a share of the picture: about one pixel at 32

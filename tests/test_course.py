@@ -107,3 +107,13 @@ def test_only_an_empty_folder_is_written_to(tmp_path):
     with pytest.raises(ValueError, match="is not empty"):
         course.build(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_course_that_was_interrupted_is_continued_and_a_finished_one_is_not(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(course, "write_slides", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        course.build(tmp_path / "course")
+    course.build(tmp_path / "course")
+    assert (tmp_path / "course" / "slides" / "index.html").is_file()
+    with pytest.raises(ValueError, match="is not empty"):
+        course.build(tmp_path / "course")

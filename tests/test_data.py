@@ -117,7 +117,7 @@ def test_what_models_read_of_the_captions_is_said_and_the_same_for_all_is_refuse
         small(write_parquet(tmp_path / "set.parquet", columns(40, caption=same)))
     half = [same[i] if i % 2 else caption(i) for i in range(40)]
     pairs = small(write_parquet(tmp_path / "set.parquet", columns(40, caption=half)))
-    assert f"40 pictures, 1 caption(s) each, the first: '{caption(0)}'; 50 % of the captions are longer" in pairs.said
+    assert f"40 pictures, 1 caption each, the first: '{caption(0)}'; 50 % of the captions are longer" in pairs.said
     assert "50 % have the same tokens as another" in pairs.said
     assert np.array_equal(pairs.ids, encode(pairs.captions, 1, 24))
 

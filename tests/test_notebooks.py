@@ -47,6 +47,13 @@ def test_the_title_is_a_question_and_links_lead_somewhere(path):
     assert links and all((path.parent / link).exists() for link in links), links
 
 
+@each_notebook
+def test_a_notebook_that_is_started_elsewhere_says_what_to_do(path, tmp_path):
+    (setup,) = ["".join(one["source"]) for one in cells_of(path, "code") if "companion" in "".join(one["source"][:9])]
+    done = subprocess.run([sys.executable, "-c", setup], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr.endswith("start in the project's folder; with papermill, add --cwd and its notebooks/\n")
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """Return a copy of what git would take from this tree, itself under git, in a folder with a space in its name."""
@@ -86,10 +93,12 @@ def test_smoke_runs_every_notebook_and_trains_what_is_planned_once(clone, tmp_pa
 @pytest.mark.parametrize(("number", "private"), [("1", {"01_examples.png"}), ("mitigation", set())])
 def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_notebooks(clone, tmp_path, number, private):
     made = columns(400)
-    mine = {"photo": made["image"], "sentences": made["captions"]}
+    mine = {"photo": made["image"], "sentences": made["captions"], "scene": range(400)}
     mine |= {"label": [i % 3 for i in range(400)]} if number == "1" else {}  # without any, utility is retrieval
     path = write_parquet(tmp_path / "my photos.parquet", mine)
-    smoke(clone, tmp_path, "--only", number, "--dataset", path, "--image", "photo", "--captions", "sentences")
+    named = ["--image", "photo", "--captions", "sentences"] if number == "1" else []  # both are found, too
+    shown = smoke(clone, tmp_path, "--only", number, "--dataset", path, *named)
+    assert f"{path}: 400 pictures, 2 captions each, the first: 'a photo of a dog near number 0'" in shown
     name = f"{findings.slug(path)}-smoke"
     folders = (clone / "runs" / of / name for of in ("private", "results"))
     hidden, shown = ({file.name for file in folder.glob("*.png")} for folder in folders)

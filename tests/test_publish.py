@@ -56,7 +56,7 @@ def test_the_pages_show_what_was_published(run):
     assert line.endswith("◐ inconclusive<br>.000 [.000, .000] |")
     assert "– not testable |" in page and "(withdrawn: MultiMem" in page and "Beyond the paper" in page
     text = (folder / "README.md").read_text()
-    assert "| **reproduced** | " in text and " | .250 [.100, .400] | .037 | .200 |" in text, "p adjusted"
+    assert "| **reproduced** | " in text and " | .250 [.100, .400] | .019 | .200 |" in text, "p adjusted"
     assert "**not testable**: too\\|few |" in text and " | — | .200 |" in text
     assert "### Look here\n\n![Look here](02_a.png)\n\n3 seeds. [Table](02_a.csv) · [PDF](02_a.pdf)\n" in text
     assert "repeat it: `./run_all.sh laptop --only 02 --seeds 3` · [executed](executed/02_" in text

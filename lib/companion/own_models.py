@@ -143,7 +143,8 @@ def of_run(recipe: recipes.Recipe, name: str) -> Checkpoint:
 def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen: str) -> tuple[Pairs, list]:
     """Return the pairs and the one or two checkpoints that the parameters of notebook 05 name. Without `models` these
     are f and g of notebook 02, seed 0, and its corrupted pairs. The drawn scenes are always those. Raise DataError."""
-    names, marks, columns = entries(models), entries(seen), tuple(filter(None, map(str.strip, captions.split(","))))
+    names, marks, given = entries(models), entries(seen), [captions] if isinstance(captions, str) else captions or []
+    columns = tuple(filter(None, map(str.strip, ",".join(given).split(","))))
     if len(names) > 2 or len(marks) not in (0, len(names)):
         raise DataError("models: expected one or two, with a comma between; seen: none, or one entry per model")
     if names and dataset != "scenes":
