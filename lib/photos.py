@@ -503,9 +503,9 @@ def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Ph
     numbers, labels, texts = map(list, zip(*seen.values(), strict=True)) if seen else ([], [], [])
     captions = [list(dict.fromkeys(own)) for own in texts]
     dropped, near = sum(len(own[MAX_CAPTIONS:]) for own in captions), near_duplicates(thumbs)
-    said = [f"{again:,} rows show a picture again and are merged"] * bool(again)
-    said += [f"{dropped:,} captions beyond {MAX_CAPTIONS} of a picture are left out"] * bool(dropped)
-    said += [f"{near:,} pictures nearly equal another one (the same, encoded twice?)"] * bool(near)
+    said = [f"rows that show a picture again, merged with it: {again:,}"] * bool(again)
+    said += [f"captions beyond {MAX_CAPTIONS} of a picture, left out: {dropped:,}"] * bool(dropped)
+    said += [f"pictures nearly equal to another one (the same, encoded twice?): {near:,}"] * bool(near)
     return Photos(numbers, [own[:MAX_CAPTIONS] for own in captions], labels, said)
 
 

@@ -107,8 +107,8 @@ def test_rows_with_the_same_picture_become_one_pair_with_all_captions(tmp_path):
     assert pairs.captions[0] == [caption(i) for i in range(10)]  # of 20, so that none widens the tokens of all
     assert sorted(pairs.captions[2]) == sorted([*map(caption, range(40, 45)), "another"]) and pairs.ids.shape[1] == 10
     assert [*pairs.table["pair_id"]] == [0, 20, 40, 45, 50, 55] and np.array_equal(pairs.images[2], shown(picture(47)))
-    assert "5 to 10 captions each" in pairs.said and "54 rows show a picture again" in pairs.said
-    assert "20 captions beyond 10 of a picture are left out" in pairs.said
+    assert "5 to 10 captions each" in pairs.said and "merged with it: 54" in pairs.said
+    assert "captions beyond 10 of a picture, left out: 20" in pairs.said
 
 
 def test_what_models_read_of_the_captions_is_said_and_the_same_for_all_is_refused(tmp_path):
@@ -131,7 +131,7 @@ def test_the_same_picture_encoded_twice_is_counted_and_different_pictures_are_no
         for quality in (95, 30)[: 1 + (seed < 20)]:
             image.save(file := io.BytesIO(), "JPEG", quality=quality)
             table["image"].append(file.getvalue())
-    assert "40 pictures nearly equal another one" in small(write_parquet(tmp_path / "set.parquet", table)).said
+    assert "encoded twice?): 40" in small(write_parquet(tmp_path / "set.parquet", table)).said
 
 
 def test_labels_of_every_type_become_class_shares(tmp_path):
@@ -345,7 +345,7 @@ def test_of_captions_too_short_to_be_partly_swapped_the_number_is_said(tmp_path)
     ready = prepare(replace(table, swapped=0.0))
     short = ready.table["caption"].str.split().map(len) < 4
     number = short[ready.table["subset"].isin(["pool", "external"])].sum()
-    assert f"{number} captions of fewer than 4 words" in ready.said
+    assert f"captions of fewer than 4 words, which are not partly swapped: {number}" in ready.said
     assert (ready.table.loc[short, "share_planned"] == 0).all() and (ready.table["share_planned"] > 0).sum() == 30
 
 
