@@ -87,7 +87,7 @@ def prepare(config: DataConfig) -> Dataset:
     targets[swapped] = pairs.shares[made.donor[swapped]]
     known = vars(pairs) | {"ids": ids, "captions": made.captions, "table": _table(pairs, subsets, made, targets)}
     if made.short.any() and config.partly_swapped:
-        known["said"] += f"; captions of fewer than {MIN_WORDS} words, which are not partly swapped: {made.short.sum():,}"
+        known["said"] += f"; captions of fewer than {MIN_WORDS} words, not to be partly swapped: {made.short.sum():,}"
     known |= dict(config=config, subsets=subsets, originals=pairs.captions, tokens=tokens, token_ids=token_ids)
     return Dataset(**known, targets=targets, pair_ids=pairs.table["pair_id"].to_numpy())
 

@@ -2,8 +2,7 @@
 
 The forward pass is open_clip's, without what the loss never reads: most of the padding and, in each tower's last block,
 every position but the pooled one. That makes training fast; a test compares it with open_clip's. Augmentations are
-drawn per image, not per batch, and on the CPU, so that a seed gives the same ones on every device.
-"""
+drawn per image, not per batch, and on the CPU, so that a seed gives the same ones on every device."""
 
 import math
 import os
@@ -45,9 +44,7 @@ def precision() -> str:
     return asked or ("bf16" if kind == "cuda" or multiplies else "fp32")
 
 
-def build(
-    config: dict[str, Any], pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0, sigmoid=False
-) -> CLIP:
+def build(config: dict, pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0, sigmoid=False) -> CLIP:
     """Return a freshly initialised CLIP; the same arguments give the same weights on every device. Sizes of `config`
     (`recipes.model_config`) are replaced: `pixels`, the side of the square images, `vocabulary`, the number of compact
     token ids, `context`, the longest caption in tokens. `classes` adds the table `model.classes` `[classes, D]`;
@@ -211,9 +208,7 @@ def blocks(model: CLIP, images: np.ndarray, rows: np.ndarray) -> Iterator[tuple[
 
 
 @torch.no_grad()
-def embed_images(
-    model: CLIP, images: np.ndarray, rows: np.ndarray, views: int = 0, augment: Augmentation = light_crop
-) -> Tensor:
+def embed_images(model: CLIP, images: np.ndarray, rows: np.ndarray, views=0, augment: Callable = light_crop) -> Tensor:
     """Return unit-length embeddings `[A, R, D]`, on the CPU, of `views` augmented views of some rows of uint8 images
     `[N, 3, H, W]`, the same views for every model; with `views` 0 of the images as they are (A = 1)."""
     parts = []

@@ -1,8 +1,7 @@
 """Photographs with captions or labels: a data set is found and opened, its rows are decoded and gathered.
 
 A data set is a file or a folder of files (parquet, WebDataset shards, lists that name pictures), or a name on the
-Hugging Face Hub. Rows without a usable picture or caption are skipped and counted.
-"""
+Hugging Face Hub. Rows without a usable picture or caption are skipped and counted."""
 
 import ast
 import csv
@@ -41,17 +40,20 @@ SEVERAL_LINES = 0.9  # where that share of the texts has several lines, each lin
 MAX_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 NEAR = 4  # of 255: a JPEG of quality 10 differs by less from its Flickr8k picture, other pictures by 8 or more
 BATCH = 256  # rows decoded at a time
-TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""  # as Python writes it, and a list of them, also as NumPy writes it:
-LIST = re.compile(rf"[\[(](?:\s*(?:{TEXT}|None|nan)\s*,?)+\s*[\])]", re.DOTALL)
+QUOTED = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)  # a text as Python writes it, and
+LIST = re.compile(r"(array\()?[\[({](np\.str_|None|nan|[\s,()\[\]])*[\])}](,\s*dtype=\S+\))?")  # what is around them
 SIGNS = {b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`"}  # how files begin that are no pictures
-SIGNS |= dict.fromkeys((b"<!doctype", b"<html"), "an HTML page: download the file again")
-SIGNS |= dict.fromkeys((b"<?xml", b"<svg"), "an SVG or XML file: convert it to PNG")
+SIGNS |= dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<!--"), "an HTML page: download the file again")
+SIGNS |= dict.fromkeys((b"<?xml", b"<svg"), "an SVG or other XML file: convert it to PNG")
+SIGNS |= {b"\x1f\x8b": "compressed: gunzip it", b"%pdf": "a PDF: convert it to PNG"}
+csv.field_size_limit(sys.maxsize)
 ON_HUB = """Check its name, the network and `hf auth login`. To choose one of several configurations, write
 hf://datasets/OWNER/NAME@refs/convert/parquet/CONFIGURATION/*/*.parquet"""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large pictures are decoded all the same
 
 Rows = list[dict[str, Any]]
 Place = tuple[str, ...]  # a column, and the keys below it, such as ("sentences", "raw")
+Places = tuple[list[Place], list[Place], str]  # of pictures, of captions, and the column of labels
 # Yields all rows in batches, with the folder from which they name pictures; some columns, or with [] all of them
 Reader = Callable[[Sequence[str]], Iterator[tuple[Path, Rows]]]
 
@@ -108,7 +110,7 @@ class Tally:
         said = f"{source.where}: {self or 'no rows'}: {'; '.join(self.examples)}"
         if too_many(self.rows) and (ended or total == self.rows >= HOPELESS or too_many(source.total())):
             most = f"{MAX_DAMAGED:.0%} may be damaged, and {MAX_MISSING:.0%} lack a picture or a caption"
-            raise DataError(f"{said}. At most {most}.")
+            raise DataError(f"{said}. At most {most}: repair or remove such rows.")
         if total and ended:
             warnings.warn(said, stacklevel=3)
 
@@ -133,7 +135,10 @@ def locate(dataset: str) -> tuple[str, list[Path]]:
     on_hub = not path.exists() and path.suffix.lower() not in READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if name != dataset or dataset.startswith("hf://") or on_hub:  # hf:// names single files there
         return name, []
-    files = [path] if path.is_file() else [*path.rglob("[!.]*")] if dataset else []
+    walked = ((top, name) for top, _, names in os.walk(path, followlinks=True) for name in names if dataset)
+    files = [path] if path.is_file() else [*{file.resolve(): file for file in (Path(*one) for one in walked)}.values()]
+    hidden = re.compile(r"(.*/)?(\.|__MACOSX/)")  # such as .ipynb_checkpoints
+    files = [file for file in files if file == path or not hidden.match(str(file.relative_to(path)))]
     usable = [(file, file.suffix.lower()) for file in files if file.suffix.lower() in READERS]
     shards, tables = ([file for file, kind in usable if kind in kinds] for kinds in ((".tar",), PARQUET))
     if found := shards or [file for file, _ in usable if file.stem == "metadata" or file == path] or tables:
@@ -141,7 +146,7 @@ def locate(dataset: str) -> tuple[str, list[Path]]:
         return str(path), sorted(found, key=lambda file: ([name not in words[file] for name in SPLITS], file))
     raise DataError(
         f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}"
-        f"{' (save_to_disk wrote it: use to_parquet)' if (path / 'state.json').is_file() else ''}. Give scenes, "
+        f"{' (save_to_disk wrote it: use to_parquet)' if any(path.rglob('state.json')) else ''}. Give scenes, "
         f"{', '.join(PRESETS)}, a name on the Hugging Face Hub (owner/name), or a path: of a file {', '.join(READERS)} "
         f"or of a folder with .tar or .parquet files, or with images and a metadata.csv or .jsonl (file_name, caption)."
     )
@@ -160,7 +165,7 @@ def state(dataset: str) -> list[Any]:
         with suppress(OSError, ValueError):  # a damaged file is refused when it is opened
             named += [_path(file.parent, text) for text in _texts(file)]
     used = [(file, os.stat(file)) for file in dict.fromkeys([*files, *named]) if os.path.isfile(file)]
-    return [where, [f"{file}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in used]]
+    return [where, [f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}" for file, stat in used]]
 
 
 def _texts(file: Path) -> Iterator[str]:
@@ -177,7 +182,8 @@ def _texts(file: Path) -> Iterator[str]:
 
 
 def _path(folder: Path, text: str) -> Path:
-    """Return a path that a file in `folder` names, perhaps as Windows writes it."""
+    """Return a path that a file in `folder` names, perhaps as Windows or a browser writes it."""
+    text = text.removeprefix("file://")
     return Path(folder, text if os.path.isfile(Path(folder, text)) else text.replace("\\", "/"))
 
 
@@ -185,41 +191,52 @@ def _path(folder: Path, text: str) -> Path:
 def _read_parquet(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
     with pq.ParquetFile(file) as opened:
         _each_once(opened.schema_arrow.names, file)
-        yield from (batch.to_pylist() for batch in opened.iter_batches(BATCH, columns=columns or None))
+        for batch in opened.iter_batches(BATCH, columns=columns or None):
+            yield batch.to_pylist(maps_as_pydicts="lossy")
 
 
 def _read_list(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
     """Yield the rows of a .csv or .tsv file, every cell a text, or of a .jsonl file, with all columns."""
-    content, rows, line = file.read_bytes(), [], 1
+    content, rows, line, names, rule = file.read_bytes(), [], 1, list[str](), "Each line must be one JSON object"
     try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]
+        text = content.decode("utf-16" if wide else "utf-8-sig")
         if file.suffix.lower() == ".jsonl":
             for line, record in enumerate(text.split("\n"), 1):  # noqa: B007
                 rows += [{**json.loads(record)}] if record.strip() else []
         else:
+            text = re.sub(r"\A\s*(sep=.\s*\n)?\s*", "", text)  # Excel's own line
             separator = max(",;\t|", key=text.partition("\n")[0].count)
+            rule = f"A cell with '{separator}' or quotes in it needs quotes around it, and quotes in it are doubled"
             cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-            _each_once(names := [name.strip() for name in next(cells, [])], file)
+            names = ",".join(one.strip().replace(",", ".") for one in next(cells, [])).rstrip(",").split(",")
             line = cells.line_num + 1
             for own in cells:
-                if len(own) > len(names):
-                    raise ValueError(f"more cells than columns. A caption with '{separator}' in it needs quotes")
-                rows += [dict(zip(names, own, strict=False))] if own else []
+                if any(own[len(names) :]):
+                    raise ValueError("more cells than columns")
+                rows += [dict(zip(names, map(str.strip, own), strict=False))] if own else []
                 line = cells.line_num + 1
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not in UTF-8: save it again, in Excel as 'CSV UTF-8'.") from error
     except (ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{file}, line {line}: {error}.") from error
+        raise DataError(f"{file}, line {line}: {error}. {rule}.") from error
+    _each_once(names, file)
     yield from (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
 
 def _read_tar(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
     """Yield the samples of a WebDataset shard, files with the same key; they need not follow each other."""
-    with tarfile.open(file) as tar:
-        members = [(*os.path.split(one.name), one) for one in tar if one.isfile()]
+    with tarfile.open(file, "r:") as tar:
+        members: list[tuple[str, str, tarfile.TarInfo]] = []
+        with suppress(tarfile.ReadError):  # what is damaged is named below
+            members += ((*os.path.split(os.path.normpath(one.name)), one) for one in tar if one.isfile() or one.islnk())
         members = [one for one in members if not one[1].startswith(".")]  # which macOS adds
+        rest = np.memmap(file, np.uint8, "r")[tar.offset :]  # two blocks of zeros, and few more; else tarfile gave up
+        if not 1024 <= len(rest) <= 1 << 20 or rest.any():
+            raise DataError(f"{file} is damaged or cut off after {tar.offset:,} bytes: copy it again.")
         # A key ends at the first dot, or at the last one where keys with dots would give dozens of columns
-        dots = len({name.partition(".")[2] for _, name, _ in members[:200]}) > 20
+        columns_of = [name.partition(".")[2] for _, name, _ in members]
+        dots = len({*columns_of}) > 20 or sum(bool(re.match(r"\d+\.", one)) for one in columns_of) > len(members) / 2
         samples: dict[tuple[str, str], dict[str, tarfile.TarInfo]] = {}
         for folder, name, member in members:
             key, _, column = name.rpartition(".") if dots else name.partition(".")
@@ -255,6 +272,8 @@ def open_source(dataset: str, image: str = "", captions: Sequence[str] | None = 
     except Exception as error:  # pyarrow, tarfile, fsspec, HTTP and datasets raise errors of dozens of kinds
         said = f"{where}: cannot be read ({type(error).__name__}: {printable(error, 200)}). "
         raise DataError(said + ("It is damaged or empty: copy it again." if files else ON_HUB)) from error
+    if not any(rows):
+        raise DataError(f"{where} holds no rows.")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     images, places, label = _columns(rows, columns, where, image, captions)
     total = cache(lambda: sum(len(part) for _, part in read(["none"]))) if files else lambda: float("inf")
@@ -271,9 +290,6 @@ def _open_files(files: Sequence[Path]) -> tuple[Reader, dict[str, list[str]]]:
         content = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
         if said := sign(content[:64].tobytes()):
             raise DataError(f"{file} is {said}.")
-        # tarfile reads one that was cut off as if it ended there
-        if file.suffix.lower() == ".tar" and (len(content) < 1024 or content[-1024:].any()):
-            raise DataError(f"{file} is cut off, its end is missing: copy it again.")
         if file.suffix.lower() in PARQUET:
             about = json.loads((pq.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
             features |= about.get("info", {}).get("features", {})
@@ -294,15 +310,14 @@ def _open_on_hub(where: str) -> tuple[Reader, dict[str, list[str]]]:
     features = {name: getattr(kind, "feature", kind) for name, kind in (rows.features or {}).items()}
 
     def read(columns: Sequence[str]) -> Iterator[tuple[Path, Rows]]:
-        for batch in (rows.select_columns(list(columns)) if columns else rows).iter(BATCH):
+        known = [name for name in columns if name in features]
+        for batch in (rows.select_columns(known) if columns else rows).iter(BATCH):
             yield Path(), [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
 
     return read, {name: getattr(kind, "names", None) or [] for name, kind in features.items()}
 
 
-def _columns(
-    rows: Rows, columns: Sequence[str], where: str, image: str, captions: Sequence[str] | None
-) -> tuple[list[Place], list[Place], str]:
+def _columns(rows: Rows, columns: Sequence[str], where: str, image: str, captions: Sequence[str] | None) -> Places:
     """Return where pictures, captions and the label are: in the columns that are named, else in the usual ones."""
 
     def usual(names: Sequence[str], among: Collection[str]) -> list[str]:
@@ -313,7 +328,8 @@ def _columns(
     textual = [name for name in columns if any(isinstance(one, (str, bytes)) for one in held[name])]
     images = [image] if image else usual(IMAGE_NAMES, binary) or usual(IMAGE_NAMES, columns)  # not a `mask`
     images = images or binary * (len(binary) == 1)
-    numbered = sorted((one for one in columns if re.fullmatch(r"caption_\d+", one)), key=lambda one: int(one[8:]))
+    numbered = [one for one in columns if re.fullmatch(r"caption_?\d+", one.lower())]
+    numbered.sort(key=lambda one: int(re.sub(r"\D", "", one)))
     found = usual(CAPTION_NAMES, textual) or usual(CAPTION_NAMES, columns)
     found = numbered if numbered and not {*map(str.lower, found)} & {*CAPTION_NAMES[:2]} else found[:1]
     named = [] if captions is None else list(captions) or found
@@ -321,20 +337,22 @@ def _columns(
         missing = [one for one in wanted or [""] if not _place(one, columns)]
         if missing and (what, captions) != ("captions", None):
             shown = ", ".join(printable(one, 40) for one in columns[:10]) + ", …" * (len(columns) > 10)
-            raise DataError(
-                f"{where}: no {what} column '{missing[0]:.80}'. Its columns are {shown}. Name the right one: --{what} "
-                f"with ./run_all.sh, or the parameter `{what}` in a notebook (several with commas between them)."
-            )
+            said = f"{where}: no {what} column" + f" '{missing[0]:.80}'" * bool(missing[0])
+            how = f"--{what}, or the parameter `{what}` of a notebook (several with commas, nested with dots: json.caption)"
+            raise DataError(f"{said}. Its columns are {shown}. Name the right one: {how}.")
     for name, place in [(one, _place(one, columns)) for one in named]:
         cells = [one for row in rows for one in values(row.get(place[0]), place[1:]) if one is not None]
         records = [one for cell in cells[:10] for one in values(_parsed(cell)) if isinstance(one, dict)]
         if records or (cells and not any(isinstance(one, (str, bytes)) for one in cells)):
             parts = f" Name a part of it, such as {name}.{next(iter(records[0]), '')}." if records else ""
-            said = f"{where}: column '{name}' holds {printable(repr(cells[0]), 80)}, expected text or lists of text."
+            shown = printable(repr((records or cells)[0]), 80)
+            said = f"{where}: column '{name}' holds {shown}, expected text or lists of text."
             raise DataError(said + parts)
     flat = [name for name in columns if held[name] and not any(isinstance(one, (dict, bytes)) for one in held[name])]
     labels = [name for name in usual(("label", "labels"), flat) if name not in (*images, *named)]
-    return [_place(one, columns) for one in images], [_place(one, columns) for one in named], (labels or [""])[0]
+    places = [_place(one, columns) for one in (*images, *named)]
+    others = [(one,) for one in IMAGE_NAMES if one not in images and not image]  # may come later in shards
+    return places[: len(images)] + others, places[len(images) :], (labels or [""])[0]
 
 
 def _place(name: str, columns: Sequence[str]) -> Place:
@@ -345,11 +363,11 @@ def _place(name: str, columns: Sequence[str]) -> Place:
 
 
 def _parsed(cell: Any) -> Any:
-    """Return what a text holds as JSON, any other cell as it is."""
-    try:
-        return json.loads(cell) if isinstance(cell, (str, bytes)) else cell
-    except ValueError:
-        return cell
+    """Return what a text holds as JSON or as Python writes it, any other cell as it is."""
+    for parse in (json.loads, ast.literal_eval) if isinstance(cell, (str, bytes)) else ():
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(cell)
+    return cell
 
 
 def values(cell: Any, keys: Sequence[str] = ()) -> list[Any]:
@@ -366,16 +384,20 @@ def texts(row: dict[str, Any], place: Place, lines: bool) -> list[str]:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         if isinstance(text, str):
             found += _listed(text.strip()) or (text.splitlines() if lines else [text])
-    found = [text.strip("\ufeff \t\r\n") for text in found]
+    found = [text.strip("\ufeff \t\r\n").encode("utf-8", "replace").decode() for text in found]  # half an emoji: ?
     return [text for text in found if any(one.isprintable() and one != " " for one in text)]  # what shows
 
 
 def _listed(text: str) -> list[str]:
     """Return the texts of a list as JSON, Python or NumPy write it, [""] of an empty one, [] of any other text."""
-    found = _parsed(text) if text[:1] == "[" else None
-    if isinstance(found, list) and {*map(type, found)} <= {str, type(None)}:
-        return [one or "" for one in found] or [""]
-    return [ast.literal_eval(one) for one in re.findall(TEXT, text)] if LIST.fullmatch(text) else []
+    written = [QUOTED.findall(text)] if LIST.fullmatch(QUOTED.sub("", text)) else []
+    with suppress(ValueError, SyntaxError, RecursionError):
+        if text[:1] in ("[", "{"):
+            return [one for one in values(json.loads(text)) if isinstance(one, str)] or [""]
+    with suppress(ValueError, SyntaxError):
+        found = [ast.literal_eval(one) for pieces in written for one in pieces or ["''"]]
+        return [one.decode() if isinstance(one, bytes) else one for one in found]
+    return []
 
 
 # --- decoded ---
@@ -390,7 +412,7 @@ def decode_image(cell: Any, folder: Path = Path()) -> Image.Image:
     in RGB, at its own size, on white. Raise ValueError for other cells, else what Pillow raises."""
     content = _held(cell[0] if isinstance(cell, list) and len(cell) == 1 else cell)
     shown = printable(repr(content), 60)
-    if isinstance(content, str) and re.match(r"\w+://", content):
+    if isinstance(content, str) and re.match(r"(?!file:)\w+://", content):
         raise ValueError(f"{shown} is an address: download the pictures first, for example with img2dataset")
     if isinstance(content, str) and re.fullmatch(r"data:.*|[\w+/\s=-]{200,}", content):
         raise ValueError(f"{shown} is base64 text: decode it, and store the bytes")
@@ -399,7 +421,7 @@ def decode_image(cell: Any, folder: Path = Path()) -> Image.Image:
             raise ValueError(f"there is no file {shown} in {folder.resolve()}")
         content = path.read_bytes()
     if not isinstance(content, bytes):
-        raise ValueError(f"{shown} is no picture, but perhaps an array: store bytes, or the path of a file")
+        raise ValueError(f"{shown} is not one picture, but a list or an array: store bytes, or the path of a file")
     try:
         opened = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
@@ -431,9 +453,7 @@ def square(image: Image.Image, pixels: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
-def stream(
-    source: Source, make: Callable[[Image.Image], Any], tally: Tally, only: Collection[int] | None = None
-) -> Iterator[Row]:
+def stream(source: Source, make: Callable, tally: Tally, only: Collection[int] | None = None) -> Iterator[Row]:
     """Yield the usable rows, or `only` those with some numbers, decoded on all cores; `make` turns a picture into what
     is kept. `tally` counts what is read and skipped. Raise DataError where reading breaks off, or that is too much."""
     columns = dict.fromkeys([*(place[0] for place in (*source.images, *source.captions)), source.label])
@@ -450,7 +470,7 @@ def stream(
                 else:
                     reason, _, said = one.partition(": ")
                     tally.skipped[reason] += 1
-                    tally.examples += [f"row {n}: {said or reason}"] * (len(tally.examples) < 3)
+                    tally.examples += [f"row {n}: {said or reason}"] * (tally.skipped[reason] <= 3)
             tally.check(source)
 
 
@@ -483,7 +503,8 @@ def _usable(row: dict[str, Any], folder: Path, source: Source, make: Callable) -
             return "without a caption" if any(cells) else "without a picture"
         return make(decode_image(next(filter(None, cells)), folder)), captions, labels
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on damaged files
-        return f"damaged: it cannot be read ({printable(error, 200)})"
+        said = "its caption is not in UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error}"
+        return f"damaged: {printable(said, 200)}"
 
 
 def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Photos:
@@ -494,12 +515,12 @@ def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Ph
         digest = hashlib.sha256(content := row.image.tobytes()).digest()
         again += digest in seen
         if digest not in seen:
+            if len(seen) == most:  # later rows may have had other captions of the same pictures
+                break
             pixels.write(content)
             grey = Image.fromarray(row.image.transpose(1, 2, 0)).convert("L")
             thumbs.append(np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16))
         seen.setdefault(digest, (row.number, row.labels, []))[2].extend(row.captions)
-        if len(seen) == most:
-            break
     numbers, labels, texts = map(list, zip(*seen.values(), strict=True)) if seen else ([], [], [])
     captions = [list(dict.fromkeys(own)) for own in texts]
     dropped, near = sum(len(own[MAX_CAPTIONS:]) for own in captions), near_duplicates(thumbs)
@@ -510,8 +531,11 @@ def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Ph
 
 
 def near_duplicates(thumbs: Sequence[np.ndarray]) -> int:
-    """Return how many of N grey pictures int16 `[16, 16]` differ from another one by less than NEAR in the mean."""
-    fine = np.reshape(thumbs, (-1, 4, 4, 4, 4))
-    coarse = cKDTree(fine.mean(axis=(2, 4)).reshape(-1, 16))  # means of 4 x 4 pixels differ by no more
-    pairs = coarse.query_pairs(16 * NEAR, p=1, output_type="ndarray") if len(fine) else np.zeros((0, 2), int)
-    return len(np.unique(pairs[[np.abs(fine[i] - fine[j]).mean() < NEAR for i, j in pairs]]))
+    """Return how many of N grey pictures int16 `[16, 16]` differ by less than NEAR in the mean from a similar one."""
+    fine, near = np.reshape(thumbs, (-1, 4, 4, 4, 4)), np.zeros(len(thumbs), bool)
+    coarse = fine.mean(axis=(2, 4)).reshape(-1, 16)  # means of 4 x 4 pixels differ by no more
+    others = cKDTree(coarse).query(coarse, k=range(1, 6), p=1, distance_upper_bound=16 * NEAR)[1] if len(fine) else []
+    for place in np.transpose(others):  # of the five most similar ones, itself among them; N where there are fewer
+        rows = np.flatnonzero((place < len(fine)) & (place != np.arange(len(fine))))
+        near[rows] |= np.abs(fine[rows] - fine[place[rows]]).mean(axis=(1, 2, 3, 4)) < NEAR
+    return int(near.sum())

@@ -1,7 +1,6 @@
 """What to train, as frozen dataclasses: data, model, schedule and seed; the scales; the key of a run.
 
-A recipe says everything that changes a number and nothing else: device, paths and worker counts stay out of it.
-"""
+A recipe says everything that changes a number and nothing else: device, paths and worker counts stay out of it."""
 
 import hashlib
 import json

@@ -2,8 +2,7 @@
 
 A scene shows one to three objects on a ground. The world is long-tailed on purpose, as photographs are: a few shapes,
 colours and grounds are common, each shape has its usual colours and its usual ground, and the rest is rare. Because the
-world is known, so is the truth that photographs lack: how rare each scene is, and how vague each of its captions.
-"""
+world is known, so is the truth that photographs lack: how rare each scene is, and how vague each of its captions."""
 
 import json
 import sys

@@ -2,8 +2,7 @@
 
 CLIPMem(I, T) = A(f, I, T) - A(g, I, T): f was trained on the pair, g was not (arXiv 2502.07830, section 3). SSLMem is
 the same of one encoder: L(g, x) - L(f, x), with L the mean distance of two augmentations of x (arXiv 2401.12233).
-UnitMem asks of a single unit how much it responds to one image more than to all others (arXiv 2409.19069).
-"""
+UnitMem asks of a single unit how much it responds to one image more than to all others (arXiv 2409.19069)."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -28,6 +27,7 @@ TAU_OWN = 0.1  # tau_1: how fast a neighbour counts less, the farther it is
 TAU_PAIR = 5.0  # tau_2: the same, the worse its own image and caption agree
 # What is memorized -> the score it is the change of, and the sign of the change
 MEMORIZED = {"clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1)}
+Held = tuple[Tensor, Tensor, Tensor]  # the last three arguments of `align`
 MEMORIZED |= {"labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
 
 
@@ -47,8 +47,7 @@ def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, ow
 
     Unit vectors: `image` `[A, N, D]` of A augmented views, `text` `[N, D]`, `held_image` and `held_text` `[M, D]` of
     held-out pairs. `own` `[N]`: of a scored pair that is itself held out its place among the M, which is left out of
-    the mean; else -1.
-    """
+    the mean; else -1."""
     view = image.mean(dim=0)
     plain = (view * text).sum(dim=1)
     is_held = (own >= 0).float()[:, None]
@@ -117,9 +116,7 @@ def as_table(data: Dataset, rows: np.ndarray, columns: dict[str, Tensor]) -> pd.
     return pd.DataFrame({"pair_id": data.pair_ids[rows], **numbers})
 
 
-def _alignment(
-    model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, views: int, held: tuple[Tensor, Tensor, Tensor]
-) -> dict[str, Tensor]:
+def _alignment(model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, views: int, held: Held) -> dict:
     """Return the columns of `measure` for captions; `held`: the last three arguments of `align`."""
     image, scale = embed_images(model, data.images, rows), float(model.logit_scale.detach().exp())
     seen = embed_images(model, data.images, rows, views) if views else image
@@ -204,8 +201,7 @@ def lemon(image: Tensor, text: Tensor, known_image: Tensor, known_text: Tensor, 
     s_m = the same with images and captions exchanged: y' nearest to y, d(x, x') and d(y, y')
 
     Unit vectors: `image` and `text` `[N, D]`, the x and y, `known_image` and `known_text` `[M, D]`. `own` `[N]`: of a
-    scored pair that is itself known its position among the M (it is no neighbour of itself), else -1.
-    """
+    scored pair that is itself known its position among the M (it is no neighbour of itself), else -1."""
     agreement = torch.exp(-TAU_PAIR * (1 - (known_image * known_text).sum(dim=1)))
     by_image, by_text = 1 - image @ known_image.T, 1 - text @ known_text.T
     itself = own[:, None] == torch.arange(len(known_text))
@@ -249,8 +245,7 @@ def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tens
     mixed      = the same with the image tower of one and the text tower of the other
 
     `f` and `g` are unit vectors `[2, N, D]` of images and captions; `held` `[M]` says which of the N pairs are held
-    out, `exchange` (bool `[N]`) where "in" is g, not f.
-    """
+    out, `exchange` (bool `[N]`) where "in" is g, not f."""
     own = torch.full((f.shape[1],), -1)
     own[held] = torch.arange(len(held))
     of = [[align(a[:1], b[1], a[0, held], b[1, held], own) for b in (f, g)] for a in (f, g)]

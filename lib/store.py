@@ -2,8 +2,7 @@
 
 An entry is a folder `runs/<kind>/<key>/`, found by its content. One process builds it at a time. `DONE`, written last,
 lists its files with their digests. They are compared once per process, when the entry is first used: a damaged entry is
-named and made again, an unfinished one is continued.
-"""
+named and made again, an unfinished one is continued."""
 
 import hashlib
 import json

@@ -19,9 +19,7 @@ TRUTH = ["pair_id", "corruption", "share_planned", "share_swapped", "vagueness",
 CHANCE_BITS = 1 / np.log(2)  # mean of log2(gallery / rank) for a random order in a large gallery: 1.44
 
 
-def collect(
-    study: Study, read: Callable[[Recipe], pd.DataFrame], conditions: Sequence[str] = (), roles: str = "fg"
-) -> pd.DataFrame:
+def collect(study: Study, read: Callable, conditions: Sequence[str] = (), roles: str = "fg") -> pd.DataFrame:
     """Return `read(recipe)` of f and g (or one) of all conditions and seeds, with columns condition, seed, role."""
     wanted: dict[tuple[str, int, str], Recipe] = {}
     for condition, seed in product(conditions or study.conditions, study.seeds):

@@ -29,6 +29,7 @@ from lib.data import Dataset
 from lib.recipes import Recipe, model_config
 
 DIVERGED = 3.0  # times the loss of a guess within the batch: a loss above it will not come down again
+Evaluate = Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]]
 CHECKPOINT_SECONDS = 10.0  # a checkpoint is written at the end of an epoch, at most this often
 
 
@@ -77,9 +78,7 @@ def drop_tokens(tokens: Tensor, share: float, generator: torch.Generator) -> Ten
     return tokens.masked_fill(left_out, 0).gather(1, order)
 
 
-def loss(
-    model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def loss(model: CLIP, recipe: Recipe, images: Tensor, partners: Tensor, generator: Any = None) -> Tensor:
     """Return the loss of one batch: symmetric contrastive for captions and views, cross-entropy over class labels, and
     for SigLIP a yes or no for every image and caption (arXiv 2303.15343). `generator` draws the noise of a recipe."""
     image = _embedding(model, "image", images, recipe, generator)
@@ -126,14 +125,9 @@ def evaluation_epochs(recipe: Recipe) -> list[int]:
 
 
 def train(
-    recipe: Recipe,
-    data: Dataset,
-    folder: Path,
-    evaluate: Callable[[CLIP], tuple[pd.DataFrame, dict[str, float]]],
-    on_epoch: Callable[[], None] = lambda: None,
-    donor: dict[str, Tensor] | None = None,
-    removed: Sequence[int] = (),
-) -> None:
+    recipe: Recipe, data: Dataset, folder: Path, evaluate: Evaluate, on_epoch: Callable = lambda: None,
+    donor: dict[str, Tensor] | None = None, removed: Sequence[int] = (),
+) -> None:  # fmt: skip
     """Train one model and leave `weights.safetensors`, `history.parquet` and `evaluations.parquet` in `folder`.
     `history` has one row per epoch: loss, learning rate, logit scale and the numbers of `evaluate`; `evaluations` has
     the scores of single pairs that it returns, with their epoch. An unfinished training in `folder` is continued.

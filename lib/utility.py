@@ -1,7 +1,6 @@
 """What a frozen model is good for, item by item: retrieval on unseen pairs, and linear probes.
 
-Captioned photographs rarely have classes, so models are also asked about two labelled sets: Imagenette and CIFAR-10.
-"""
+Captioned photographs rarely have classes, so models are also asked about two labelled sets: Imagenette and CIFAR-10."""
 
 import warnings
 from pathlib import Path

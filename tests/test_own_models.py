@@ -137,7 +137,7 @@ def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch
     for name in ("epoch_1.bin", "epoch_2.bin"):
         torch.save(good, tmp_path / name)
     weights.unlink()
-    assert "holds several models, epoch_1.bin, epoch_2.bin: keep one" in refusal()
+    assert "holds epoch_1.bin, epoch_2.bin: expected one model" in refusal()
     torch.save({"model": good, "state_dict": {**good}}, tmp_path / "two.pt")
     assert "holds 2 sets of weights" in refusal(f"tiny:{tmp_path}/two.pt")
     whole = (tmp_path / "epoch_1.bin").read_bytes()
@@ -145,19 +145,21 @@ def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch
     for content, message in ((whole[:-999], "cut off"), (pointer, "Git LFS"), (b"", "empty")):
         (tmp_path / "bad.pt").write_bytes(content)
         assert message in refusal(f"tiny:{tmp_path}/bad.pt")
-    torch.save({**good, "visual.proj": good["visual.proj"] * torch.nan}, tmp_path / "bad.pt")
-    assert "'visual.proj' holds NaN" in refusal(f"tiny:{tmp_path}/bad.pt")
+    proj = good["visual.proj"]
+    for bad, message in {proj * torch.nan: "'visual.proj' holds NaN", proj.int(): "(32, 16, 'whole numbers')"}.items():
+        torch.save({**good, "visual.proj": bad}, tmp_path / "bad.pt")
+        assert message in refusal(f"tiny:{tmp_path}/bad.pt")
 
 
 def test_weights_are_found_below_what_training_loops_wrap_around_them(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": CONFIG})
-    good, path = load_file(folders[0] / "open_clip_model.safetensors"), tmp_path / "lr=0.1,bs=64:$\\frac{1$.pt"
+    good, path = load_file(folders[0] / "open_clip_model.safetensors"), tmp_path / "lr 0.1, bs=64:$\\frac{1$.pt"
     digest, bias = own_models.load(f"tiny:{folders[0]}/open_clip_model.safetensors").digest, torch.tensor(-10.0)
     assert "CLIP, GELU, image size (32, 32), mean (0.481, 0.458, 0.408)" in capsys.readouterr().out
     for wrapped in (
         {f"module.{key}": one for key, one in good.items()},
         {f"module._orig_mod.{key}": one for key, one in good.items()},
-        {"epoch": 3, "best": np.float64(0.5), "steps": np.int64(7), "model_state_dict": good},
+        {"epoch": 3, "best": np.float64(0.5), "is_best": np.bool_(True), "model_state_dict": good},
         {"model": {"state_dict": {f"model.{key}": one for key, one in good.items()}}, "epoch": torch.tensor(1)},
     ):
         torch.save(wrapped, path)
@@ -168,6 +170,8 @@ def test_weights_are_found_below_what_training_loops_wrap_around_them(folders, t
         f"tiny:{path}": [f"tiny:{path}"],
         f"tiny:{path},local-dir:{folders[0]}": [f"tiny:{path}", f"local-dir:{folders[0]}"],
         "ViT-B-32:openai, ViT-B-32:laion2b": ["ViT-B-32:openai", "ViT-B-32:laion2b"],
+        f"ViT-B-32:openai,tiny:{path}": ["ViT-B-32:openai", f"tiny:{path}"],
+        f",{path}": ["", str(path)],
         ",in_g": ["", "in_g"],
         "": [],
     }.items():

@@ -45,9 +45,13 @@ def parse(words: list[str]) -> Namespace:
 
 def entries(text: str) -> list[str]:
     """Return what an option names, with a comma between two; a comma in a path that exists separates nothing."""
-    pieces = [one.strip() for one in text.split(",")] if text else []
-    for end in range(len(pieces), 0, -1):  # two paths at most
-        parts = [",".join(one) for one in (pieces[:end], pieces[end:]) if one]
-        if all(any(os.path.exists(os.path.expanduser(p)) for p in (one, one.partition(":")[2])) for one in parts):
-            return parts
-    return pieces
+    found, pieces = list[str](), text.split(",") if isinstance(text, str) else list(text or ())
+    while text and pieces:  # the longest path with commas that exists, else what ends at the next comma
+        ends = [end for end in range(len(pieces), 1, -1) if path_in(",".join(pieces[:end]).strip())] or [1]
+        found, pieces = [*found, ",".join(pieces[: ends[0]]).strip()], pieces[ends[0] :]
+    return found
+
+
+def path_in(text: str) -> str:
+    """Return the path in an option, if it exists: all of it, or what follows the first colon."""
+    return next((path for path in (text, text.partition(":")[2]) if os.path.exists(os.path.expanduser(path))), "")

@@ -86,8 +86,7 @@ def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "
     sizes = f"{config.shared:,} shared + {config.pool // 2:,} of {config.pool:,} pool pairs per model"
     versions = f"{about['device']}, {about['precision']}, torch {torch.__version__}, commit {about['commit']}"
     print(f"{about['name']}, scale {scale}, seeds {seeds}: {sizes} · {versions}")
-    print(f"Data: {data.said}")
-    print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store", flush=True)
+    print(f"Data: {data.said}\n{len(needed) - len(absent)} of {len(needed)} models are in the store", flush=True)
     return NotebookRun(about, study, data, needed)
 
 

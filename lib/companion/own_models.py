@@ -13,8 +13,8 @@ import numpy as np
 import open_clip
 import pandas as pd
 import torch
-from numpy.dtypes import Float32DType, Float64DType, Int32DType, Int64DType
 from open_clip.convert import convert_state_dict
+from PIL import Image
 from safetensors.torch import load_file
 
 from lib import data, model, photos, recipes, runs, scores, store
@@ -26,7 +26,8 @@ HELD, KNOWN = 2000, 20_000  # most pairs that a score compares with, held-out on
 WRAPPERS, PREFIXES = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.", "model.")  # of weights
 SCALAR = np.float64(0).__reduce__()[0]  # makes a NumPy number from its bytes; it is called by two names in files
 NUMBERS: list[Any] = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
-NUMBERS += [Float32DType, Float64DType, Int32DType, Int64DType]
+NUMBERS += [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
+MARKS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "": None}  # in a .csv
 MIN_UNSEEN = 40  # where fewer pairs are known to be unseen, a sample of all pairs is held out
 
 
@@ -53,22 +54,27 @@ def load(name: str) -> Checkpoint:
     Nothing is unpickled but tensors and numbers, and no foreign code run. Raise DataError for one that does not fit."""
     architecture, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition(":")
     inside = sorted(path.name for path in Path(name[10:]).glob("*") if path.suffix in (".safetensors", ".bin", ".pth"))
-    if name.startswith("local-dir:") and len(inside) > 1 and not any(one.startswith("open_clip_") for one in inside):
-        raise DataError(f"{name} holds several models, {', '.join(inside)}: keep one")
+    usual = [one for one in inside if one.startswith(("open_clip_model.", "open_clip_pytorch_model."))]
+    if name.startswith("local-dir:") and not usual and len(inside) != 1:
+        said = f"{name} holds {', '.join(inside) or 'no .safetensors, .bin or .pth file'}: expected one model"
+        raise DataError(f"{said}. A .pt, or one of several files, is named by ARCHITECTURE:FILE.")
     own: dict[str, Any] = {"load_state_dict": tensors, "convert_state_dict": _convert, "resize_pos_embed": _compare}
     own["resize_text_pos_embed"] = lambda *_: None
     try:
         if not (config := open_clip.get_model_config(architecture)):
-            raise DataError(f"open_clip knows no architecture '{architecture}'")
+            raise DataError(f"open_clip knows no architecture '{architecture}': ARCHITECTURE:FILE, local-dir:FOLDER, …")
         if "trust_remote_code" in json.dumps(config):
             raise DataError("its configuration asks for foreign code (trust_remote_code)")
-        with patch.multiple("open_clip.factory", **own):
+        with patch.multiple("open_clip.factory", **own), patch("builtins.input", lambda *_: "no"):  # runs no code
             clip, preprocess = open_clip.create_model_from_pretrained(architecture, weights or None)
-        tokenize = open_clip.get_tokenizer(architecture)
+            tokenize = open_clip.get_tokenizer(architecture)
+        if not torch.isfinite(clip.eval().encode_image(preprocess(Image.new("RGB", (64, 48)))[None])).all():
+            raise DataError("it turns a black picture into numbers that are not finite")
     except Exception as error:  # open_clip, torch, safetensors and the Hub raise errors of dozens of kinds
-        said = f"checkpoint '{name}' cannot be loaded: {error!s:.400}"
+        said = "it asks for foreign code" if "custom code" in str(error) else str(error) or type(error).__name__
         needs = f". It needs more packages: {sys.executable} -m pip install transformers sentencepiece"
-        raise DataError(said + needs * ("transformers" in str(error))) from error
+        said = f"checkpoint '{name}' cannot be loaded: {said:.400}" + needs * ("transformers" in said)
+        raise DataError(said) from error
     about = clip.visual.preprocess_cfg
     digest = hashlib.sha256(json.dumps([config, about], default=str).encode())
     for key, tensor in clip.state_dict().items():
@@ -76,7 +82,7 @@ def load(name: str) -> Checkpoint:
     quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in clip.modules())
     told = f"{type(clip).__name__}, {'QuickGELU' if quick else 'GELU'}, image size {about['size']}"
     print(f"{name}: {told}, mean ({', '.join(f'{one:.3f}' for one in about['mean'])})")
-    return Checkpoint(name, digest.hexdigest(), clip.eval().to(model.device()), preprocess, tokenize)
+    return Checkpoint(name, digest.hexdigest(), clip.to(model.device()), preprocess, tokenize)
 
 
 def tensors(path: str, **_: Any) -> dict[str, torch.Tensor]:
@@ -89,15 +95,15 @@ def tensors(path: str, **_: Any) -> dict[str, torch.Tensor]:
         with torch.serialization.safe_globals(NUMBERS):
             held = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # of pickle, zip, torch and safetensors
-        said = "is damaged or cut off: copy it again"
-        if "weights_only" in str(error):
+        said = "is no checkpoint, or is damaged or cut off: copy it again"
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):
             said = "holds more than tensors and numbers, which is not read: save model.state_dict() again"
         raise DataError(f"{path} {said}") from error
     ways = [one for one in _ways(held) if "logit_scale" in one] or _ways(held)
     if len(ways) != 1:
         raise DataError(f"{path} holds {len(ways)} sets of weights, expected one: save model.state_dict() again")
     for key, tensor in ways[0].items():
-        if not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all() and "attn_mask" not in key:
             raise DataError(f"{path}: '{key}' holds NaN or infinite numbers: did its training diverge?")
     return ways[0]
 
@@ -106,7 +112,7 @@ def _ways(held: Any) -> list[dict[str, torch.Tensor]]:
     """Return the sets of weights that a dictionary holds, itself and below WRAPPERS, their names without PREFIXES."""
     if not isinstance(held, dict):
         return []
-    own = {key: one for key, one in held.items() if isinstance(one, torch.Tensor)}
+    own = {str(key): one for key, one in held.items() if isinstance(one, torch.Tensor)}
     while prefix := next((one for one in PREFIXES if own and all(key.startswith(one) for key in own)), ""):
         own = {key.removeprefix(prefix): one for key, one in own.items()}
     return [own] * bool(own) + [way for name in WRAPPERS for way in _ways(held.get(name))]
@@ -121,10 +127,10 @@ def _convert(clip: Any, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 def _compare(held: dict[str, torch.Tensor], clip: Any, *_: Any) -> None:
     """Raise DataError for weights that do not fit the model. open_clip would stretch positions of another size."""
-    wanted = {key: tuple(one.shape) for key, one in clip.state_dict().items()}
-    given = {key: tuple(one.shape) for key, one in held.items()}
+    kinds, of = {True: "real", False: "whole numbers"}, (clip.state_dict(), held)
+    wanted, given = [{k: (*one.shape, kinds[one.is_floating_point()]) for k, one in x.items()} for x in of]
     if wrong := [key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)]:
-        key = min(wrong)
+        key = min(given.keys() - wanted.keys() or wrong)
         said = f"'{key}' is {given.get(key, 'missing')}, the configuration says {wanted.get(key, 'that there is none')}"
         raise DataError(f"its weights do not fit, in {len(wrong)} tensors: {said}")
 
@@ -153,7 +159,8 @@ def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen
         base = runs.plan("02_miscaptioned_memorization", scale, dataset, captions, image)["CLIP"]
         source, about = of_study(base), [data.prepare(base.data).fingerprint, str(base.data)]
     checkpoints = [load(name) for name in names]
-    if len({one.digest for one in checkpoints}) < len(names):
+    weights = zip(*(one.clip.parameters() for one in checkpoints), strict=False)  # of two; SigLIP's bias is the last
+    if len(names) == 2 and all(torch.equal(a, b) for a, b in weights):
         raise DataError(f"{' and '.join(names)} are the same model: nothing can be compared")
     if not names:
         runs.train_all(both := recipes.f_and_g(base, 0))
@@ -183,7 +190,8 @@ def membership(entry: str, source: photos.Source) -> pd.Series:
     """Return which rows one model saw: by a boolean column, or by a text file with the number of a row on each line; ""
     is unknown. Raise DataError."""
     if entry in ("", *source.columns):
-        marks = [None if mark != mark else mark for mark in photos.column(source, entry)] if entry else []  # no NaN
+        marks = [MARKS.get(str(mark).lower(), mark) for mark in photos.column(source, entry)] if entry else []
+        marks = [None if mark != mark else mark for mark in marks]  # NaN
         if wrong := [row for row, mark in enumerate(marks) if mark not in (None, False, True)]:
             said = f"column '{entry}', row {wrong[0]}: expected true, false or nothing"
             raise DataError(f"{said}, got {photos.printable(repr(marks[wrong[0]]), 80)}")

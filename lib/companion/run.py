@@ -19,7 +19,7 @@ from nbconvert.filters import strip_ansi
 from tqdm import tqdm
 
 from lib import runs, store
-from lib.companion import course, entries, findings, parse, publish
+from lib.companion import course, entries, findings, parse, path_in, publish
 from lib.data import prepare
 from lib.model import precision
 from lib.photos import PRESETS
@@ -38,16 +38,13 @@ def chosen(options: Namespace) -> list[Path]:
 
 def absolute(text: str) -> str:
     """Return a path, or ARCHITECTURE:PATH, with an absolute path, and all else as it is: notebooks run elsewhere."""
-    head, colon, path = text.partition(":")
-    for start, there in (("", text), (head + colon, path)):
-        if there and Path(there).expanduser().exists():
-            return f"{start}{Path(there).expanduser().resolve()}"
-    return text
+    path = path_in(text)
+    return text.removesuffix(path) + str(Path(path).expanduser().resolve()) if path else text
 
 
 def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
     """Return the models that some notebooks need. Raise ValueError for what would fail, the cheapest check first."""
-    if (options.models or options.seen) and (stems != [publish.OWN_MODELS] or options.publish):
+    if (options.publish if stems == [publish.OWN_MODELS] else options.models or options.seen):
         raise ValueError("--models and --seen are for notebook 05: add --only 05. Its results are not published.")
     if options.publish and (reason := publish.refusal(options.scale, options.seeds, findings.commit())):
         raise ValueError(reason)
@@ -179,8 +176,8 @@ def set_up(options: Namespace) -> None:
     """Set what the notebooks are to find: absolute paths, environment variables; let every signal end it as Ctrl-C."""
     if options.dataset not in ("scenes", *PRESETS):
         options.dataset = absolute(options.dataset)
-    for name in ("models", "seen"):
-        setattr(options, name, ",".join(map(absolute, entries(getattr(options, name)))))
+    options.models = ",".join(map(absolute, entries(options.models)))
+    options.seen = ",".join(absolute(one) if os.path.isfile(one) else one for one in entries(options.seen))
     os.environ |= {"CLIPMEM_RUNS": str(store.root()), "JUPYTER_PREFER_ENV_PATH": "1"}  # no kernel of the user's home
     os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
     if not sys.stdout.isatty():
@@ -199,7 +196,7 @@ def main(words: list[str]) -> int:
             own = [f"--ServerApp.root_dir={store.ROOT}", "--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb"]
             root = ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
             os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *root, *options.lab])
-        elif options.course:
+        elif options.course is not None:
             course.build(Path(options.course).expanduser())
         else:
             return run_all(options, chosen(options))
