@@ -232,7 +232,7 @@ def _read_tar(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
             members += ((*os.path.split(os.path.normpath(one.name)), one) for one in tar if one.isfile() or one.islnk())
         members = [one for one in members if not one[1].startswith(".")]  # which macOS adds
         rest = np.memmap(file, np.uint8, "r")[tar.offset :]  # two blocks of zeros, and few more; else tarfile gave up
-        if not 1024 <= len(rest) <= 1 << 20 or rest.any():
+        if not 1024 <= len(rest) <= 1 << 16 or rest.any():
             raise DataError(f"{file} is damaged or cut off after {tar.offset:,} bytes: copy it again.")
         # A key ends at the first dot, or at the last one where keys with dots would give dozens of columns
         columns_of = [name.partition(".")[2] for _, name, _ in members]
@@ -338,7 +338,7 @@ def _columns(rows: Rows, columns: Sequence[str], where: str, image: str, caption
         if missing and (what, captions) != ("captions", None):
             shown = ", ".join(printable(one, 40) for one in columns[:10]) + ", …" * (len(columns) > 10)
             said = f"{where}: no {what} column" + f" '{missing[0]:.80}'" * bool(missing[0])
-            how = f"--{what}, or the parameter `{what}` of a notebook (several with commas, nested with dots: json.caption)"
+            how = f"--{what}, or the parameter `{what}` of a notebook (several: a,b; nested: json.caption)"
             raise DataError(f"{said}. Its columns are {shown}. Name the right one: {how}.")
     for name, place in [(one, _place(one, columns)) for one in named]:
         cells = [one for row in rows for one in values(row.get(place[0]), place[1:]) if one is not None]
