@@ -38,7 +38,7 @@ MAX_DAMAGED, MAX_MISSING = 0.01, 0.5  # largest shares of rows with a damaged pi
 HOPELESS = 1000  # so many rows without a usable one end the reading: a set on the Hub may have millions
 SEVERAL_LINES = 0.9  # where that share of the texts has several lines, each line is a caption
 MAX_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
-NEAR = 4  # of 255: a JPEG of quality 10 differs by less from its Flickr8k picture, other pictures by 8 or more
+NEAR = 4  # of 255: a JPEG of quality 10 differs by less from its Flickr8k picture, other pictures there by 8 or more
 BATCH = 256  # rows decoded at a time
 QUOTED = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)  # a text as Python writes it, and
 LIST = re.compile(r"(array\()?[\[({](np\.str_|None|nan|[\s,()\[\]])*[\])}](,\s*dtype=\S+\))?")  # what is around them

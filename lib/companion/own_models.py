@@ -127,7 +127,7 @@ def _convert(clip: Any, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 def _compare(held: dict[str, torch.Tensor], clip: Any, *_: Any) -> None:
     """Raise DataError for weights that do not fit the model. open_clip would stretch positions of another size."""
-    kinds, of = {True: "real", False: "whole numbers"}, (clip.state_dict(), held)
+    kinds, of = {True: "float", False: "not float"}, (clip.state_dict(), held)
     wanted, given = [{k: (*one.shape, kinds[one.is_floating_point()]) for k, one in x.items()} for x in of]
     if wrong := [key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)]:
         key = min(given.keys() - wanted.keys() or wrong)
