@@ -6,7 +6,9 @@ drawn per image, not per batch, and on the CPU, so that a seed gives the same on
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -17,6 +19,8 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
+torch.backends.cudnn.allow_tf32 = False  # else the patches are computed in TF32, and scores are promised in fp32
+OLDEST = (7, 5)  # compute capability of the oldest card that torch's wheels are built for
 GROUPS = 4  # of captions of like length: fewer waste time on padding, more make the products small
 # Images whose views are drawn from one generator. Part of what a score is, not a setting: another value draws others.
 BLOCK = 500
@@ -26,11 +30,22 @@ _building = Lock()  # the initial weights come from torch's global generator, wh
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised
 
 
+@cache
+def usable() -> list[str]:
+    """Return the types of device that torch can use here, the fastest first; warn of a card that is too old for it."""
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST
+    if old:
+        warnings.warn(f"{torch.cuda.get_device_name()} is too old for this torch: the CPU is used", stacklevel=2)
+    there = {"cuda": torch.cuda.is_available() and not old, "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, found in there.items() if found]
+
+
 def device() -> torch.device:
-    """Return the fastest device there is: CUDA, MPS or CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Return the device: CLIPMEM_DEVICE (`./run_all.sh --device`), else the fastest. Raise ValueError for another."""
+    asked = os.environ.get("CLIPMEM_DEVICE") or usable()[0]
+    if asked not in usable():
+        raise ValueError(f"CLIPMEM_DEVICE, or --device: torch can use {', '.join(usable())} here, not {asked!r}")
+    return torch.device(asked)
 
 
 def precision() -> str:
@@ -41,7 +56,8 @@ def precision() -> str:
     if asked not in (None, "", "fp32", "bf16"):
         raise ValueError(f"CLIPMEM_PRECISION: expected fp32 or bf16, got {asked!r}")
     multiplies = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return asked or ("bf16" if kind == "cuda" or multiplies else "fp32")
+    multiplies |= kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 only pretends to
+    return asked or ("bf16" if multiplies else "fp32")
 
 
 def build(config: dict, pixels: int, vocabulary: int, context: int, seed: int, classes: int = 0, sigmoid=False) -> CLIP:
@@ -60,10 +76,14 @@ def build(config: dict, pixels: int, vocabulary: int, context: int, seed: int, c
 
 
 # --- augmentation ---
+@cache  # a copy of these at every step would wait for the device
+def _channels(where: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(x).view(3, 1, 1).to(where) * 255 for x in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+
+
 def normalise(images: Tensor) -> Tensor:
     """Return uint8 images `[N, 3, H, W]` as float32, scaled by CLIP's channel means and deviations."""
-    mean = torch.tensor(OPENAI_DATASET_MEAN, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(OPENAI_DATASET_STD, device=images.device).view(3, 1, 1) * 255
+    mean, std = _channels(images.device)
     return (images.float() - mean) / std
 
 
@@ -77,16 +97,16 @@ def random_crops(images: Tensor, smallest: float, generator: torch.Generator) ->
     place = torch.rand(2, n, generator=generator)
     height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
     x = normalise(images) if images.dtype == torch.uint8 else images
-    down = resampling(height, place[0] * (1 - height), x.shape[2]).to(x.device)
-    across = resampling(width, place[1] * (1 - width), x.shape[3]).to(x.device)
+    drawn = torch.stack([height, place[0] * (1 - height), width, place[1] * (1 - width)]).to(x.device)  # a small copy
+    down, across = resampling(drawn[0], drawn[1], x.shape[2]), resampling(drawn[2], drawn[3], x.shape[3])
     return down[:, None] @ x @ across[:, None].transpose(2, 3)
 
 
 def resampling(share: Tensor, start: Tensor, size: int) -> Tensor:
     """Return bilinear weights `[N, size, size]` from source positions to those of a crop [start, start + share]."""
-    centre = (torch.arange(size) + 0.5) / size
-    position = ((start[:, None] + share[:, None] * centre) * size - 0.5).clamp(0, size - 1)
-    return (1 - (position[:, :, None] - torch.arange(size)).abs()).clamp(min=0)
+    places = torch.arange(size, device=share.device)
+    position = ((start[:, None] + share[:, None] * ((places + 0.5) / size)) * size - 0.5).clamp(0, size - 1)
+    return (1 - (position[:, :, None] - places).abs()).clamp(min=0)
 
 
 def light_crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,9 +160,9 @@ def image_layers(model: CLIP, images: Tensor) -> Iterator[Tensor]:
 
 def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     """Return unit-length embeddings `[N, D]` of compact tokens `[N, L]`, 0 = padding, L at most the context. Padding
-    behind the end token changes nothing. On CUDA, where one shape is faster, it stays; else the captions are worked on
-    in GROUPS of like length, each cut to its longest."""
-    if tokens.device.type == "cuda":
+    behind the end token changes nothing. On accelerators, and on CPUs with AMX, one shape is faster, and it stays; else
+    the captions are worked on in GROUPS of like length, each cut to its longest."""
+    if tokens.device.type != "cpu" or torch.cpu._is_amx_tile_supported():
         return _encode_text(model, tokens)
     lengths = (tokens > 0).sum(dim=1)
     order = lengths.argsort(stable=True)

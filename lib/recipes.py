@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-VERSION = 8  # raise it when a change of code changes numbers: every older run is then trained again
+VERSION = 9  # raise it when a change of code changes numbers: every older run is then trained again
 SUBSETS = ("shared", "pool", "external", "test", "probe")
 CORRUPTED = ("pool", "external")  # those with corrupted pairs, which are scored; notebook 02 adds the shared pairs
 OBJECTIVES = ("CLIP", "supervised", "self-supervised")  # an image agrees with its caption, class or another view
@@ -119,13 +119,13 @@ def model_config(name: str, width: float = 1.0) -> dict[str, Any]:
     return config
 
 
-def key(recipe: Recipe, fingerprint: str, precision: str) -> str:
+def key(recipe: Recipe, fingerprint: str, computed: str) -> str:
     """Return the name of a run in the store: 16 hex digits of everything that changes its numbers: the recipe (without
-    the place of its data), its model's JSON, the data's fingerprint, VERSION, and the precision of the products."""
+    the place of its data), its model's JSON, the data's fingerprint, VERSION, and `computed`: precision and device."""
     content = asdict(recipe)
     for where in ("dataset", "image_column", "caption_columns"):
         del content["data"][where]
-    text = json.dumps([VERSION, fingerprint, precision, model_config(recipe.model), content], sort_keys=True)
+    text = json.dumps([VERSION, fingerprint, computed, model_config(recipe.model), content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -167,6 +167,7 @@ class Study(NamedTuple):
 
 # --- what each notebook compares: the name of a condition -> the recipe of f, seed 0 ---
 REMOVAL_RULES: tuple[str, ...] = ("clipmem", "held-out similarity", "early loss", "random", "oracle")
+MOST = 100_000  # pairs of a condition: at scale paper, a single pass would ask for seven million scenes
 WRONG = 0.4  # share of wrong captions in the data of the removal study: with few there is little to gain
 NOISE = (0.5, 1.0)  # lengths of the noise relative to the embedding: a turn by 27 and 45 degrees
 
@@ -223,7 +224,8 @@ def beyond(base: Recipe) -> dict[str, Recipe]:
     scenes, usual = data.dataset == "scenes", data.shared + half  # pairs that each model trains on
     for pairs in [round(factor * usual) for factor in ((0.5, 1, 2, 4, base.epochs) if scenes else (0.25, 0.5, 1))]:
         for epochs in (1, 4, base.epochs):
-            if pairs * epochs <= 1.1 * usual * base.epochs and (pairs, epochs) != (usual, base.epochs):
+            enough = pairs <= MOST and pairs * epochs <= 1.1 * usual * base.epochs
+            if enough and (pairs, epochs) != (usual, base.epochs):
                 sized = replace(data, shared=max(0, pairs - half))
                 found[f"{pairs:,} pairs, {epochs} epoch{'s' * (epochs > 1)}"] = replace(once, data=sized, epochs=epochs)
     return found

@@ -90,7 +90,7 @@ def wanted(notebooks: Sequence[str], seeds: int, *where: str) -> list[Recipe]:
 
 def run_key(recipe: Recipe) -> str:
     """Return the key of a recipe's run in the store, as trained on this machine."""
-    return key(recipe, prepare(recipe.data).fingerprint, models.precision())
+    return key(recipe, prepare(recipe.data).fingerprint, f"{models.precision()} {models.device().type}")
 
 
 def missing(recipes: Sequence[Recipe]) -> list[Recipe]:

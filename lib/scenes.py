@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 Array = np.ndarray
@@ -25,6 +26,7 @@ WORLD = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 USUAL = WORLD["shapes"]  # the shapes from common to rare, with two usual colours and the usual ground of each
 SHAPES, COLOURS, GROUNDS = tuple(USUAL), tuple(WORLD["colours"]), tuple(WORLD["grounds"])  # all from common to rare
 TEXTURES, P_TEXTURE = ("plain", "striped", "dotted", "checked"), np.array([0.52, 0.25, 0.15, 0.08])
+SERIAL = 3000  # scenes that are drawn sooner than other processes begin
 LONGEST = 20  # words and commas; CLIP's start and end tokens and a rare split word then fit in 24 tokens
 KEEP = (1.0, 0.9, 0.75, 0.5, 0.0)  # how likely each of the five people mentions each fact: from precise to vague
 WORDS = WORLD["words"]  # what people call a value, if not by its name; no two values share a word
@@ -50,13 +52,20 @@ def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
     longer set starts with a shorter one, and another size shows the same scenes with the same captions."""
     known = np.empty(n, np.int64), SHAPES, np.empty(n, np.float32), np.empty((n, len(KEEP)), np.float32)
     made = Scenes(np.empty((n, 3, pixels, pixels), np.uint8), [], *known)
-    for i in tqdm(range(n), "drawing scenes", file=sys.stdout, leave=False, delay=2):
-        rng = np.random.default_rng([seed, i])
-        scene, made.labels[i], made.rarity[i] = _imagine(rng)
-        texts, made.vagueness[i] = _describe(scene, rng)
+    tasks = (delayed(_make)(seed, i, pixels) for i in range(n))
+    drawn = Parallel(-1 if n > SERIAL else 1, batch_size=100, return_as="generator")(tasks)  # on all cores
+    for i, scene in enumerate(tqdm(drawn, "drawing scenes", n, file=sys.stdout, leave=False, delay=2)):
+        made.images[i], texts, made.labels[i], made.rarity[i], made.vagueness[i] = scene
         made.captions.append(texts)
-        made.images[i] = paint(scene, pixels, rng)
     return made
+
+
+def _make(seed: int, i: int, pixels: int) -> tuple[Array, list[str], int, float, list[float]]:
+    """Return the picture, captions, label, rarity and vagueness of scene i."""
+    rng = np.random.default_rng([seed, i])
+    scene, label, rarity = _imagine(rng)
+    texts, vagueness = _describe(scene, rng)
+    return paint(scene, pixels, rng), texts, label, rarity, vagueness
 
 
 def _given_shape(names: tuple[str, ...], power: float, *shares: float) -> Array:

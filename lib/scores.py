@@ -16,7 +16,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from lib.data import Dataset
-from lib.model import blocks, embed_images, embed_texts, image_layers, light_crop, other_view
+from lib.model import BLOCK, blocks, embed_images, embed_texts, image_layers, light_crop, other_view
 from lib.recipes import CORRUPTED, HALVES, Recipe, depends_on
 
 # LEMoN's values for data without known errors, as its authors fix them in https://github.com/MLforHealth/LEMoN,
@@ -188,7 +188,8 @@ def single_model(model: CLIP, data: Dataset, rows: np.ndarray, known: np.ndarray
     (image, text), (known_image, known_text) = (embed_pairs(model, data, some) for some in (rows, known))
     crops = embed_images(model, data.images, rows, views)
     changes = (crops * text).sum(dim=2) - (image * text).sum(dim=1)
-    score = lemon(image, text, known_image, known_text, positions(rows, known), NEIGHBOURS)
+    parts = zip(image.split(BLOCK), text.split(BLOCK), positions(rows, known).split(BLOCK), strict=True)
+    score = torch.cat([lemon(x, y, known_image, known_text, own, NEIGHBOURS) for x, y, own in parts])  # bounds memory
     return as_table(data, rows, {"augmentation": changes.abs().mean(dim=0), "lemon": score})
 
 

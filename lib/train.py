@@ -140,7 +140,7 @@ def train(
     optimiser = make_optimiser(model, recipe)
     pairs = to_device(data, data.training_rows(recipe, removed), models.device())
     history, evaluations = _resume(folder / "checkpoint", model, optimiser)
-    saved = monotonic()
+    saved, pause = monotonic(), CHECKPOINT_SECONDS
     for epoch in range(len(history), recipe.epochs):
         history.append(run_epoch(recipe, epoch, pairs, model, optimiser))
         if epoch + 1 in evaluation_epochs(recipe):
@@ -148,9 +148,10 @@ def train(
             model.train()
             evaluations.append(scores.assign(epoch=epoch + 1))
             history[-1].update(numbers)
-        if monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < recipe.epochs:
+        if (began := monotonic()) - saved > pause and epoch + 1 < recipe.epochs:
             _checkpoint(folder / "checkpoint", model, optimiser, history, evaluations)
             saved = monotonic()
+            pause = CHECKPOINT_SECONDS * max(1, 2 * (saved - began))  # writing takes a twentieth of the time at most
         on_epoch()
     store.write_table(folder / "history.parquet", pd.DataFrame(history))
     store.write_table(folder / "evaluations.parquet", pd.concat(evaluations, ignore_index=True))
@@ -220,4 +221,4 @@ def make_optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.0, recipe.weight_decay)]
     for name, parameter in model.named_parameters():
         groups[parameter.ndim >= 2 and "bias" not in name]["params"].append(parameter)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=models.device().type != "mps")
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)

@@ -2,8 +2,7 @@
 
     python tests/benchmark.py [FILE]        keep the numbers in FILE, as JSON; ten minutes on two idle cores
 
-Images and captions are made up, with sizes and caption lengths as in Flickr8k. It needs the test tools.
-"""
+Images and captions are made up, with sizes and caption lengths as in Flickr8k. It needs the test tools."""
 
 import os
 import platform
@@ -56,9 +55,9 @@ def made_up(batch: int, steps: int) -> tuple[Recipe, Dataset]:
     ids = encode(captions, 1, config.context)
     tokens, token_ids = compact(ids, ids)
     rows: dict[str, Any] = {"images": images, "captions": captions, "originals": captions, "pair_ids": np.arange(n)}
-    rows |= {"ids": ids, "tokens": tokens, "token_ids": token_ids, "class_names": (), "fingerprint": ""}
+    rows |= {"ids": ids, "tokens": tokens, "token_ids": token_ids, "class_names": (), "fingerprint": "", "said": ""}
     rows |= dict.fromkeys(("shares", "targets"), np.zeros((n, 0), np.float32))
-    table = pd.DataFrame({"corruption": "clean", "share_swapped": 0.0}, index=range(n))
+    table = pd.DataFrame({"corruption": "clean", "share_planned": 0.0}, index=range(n))
     return replace(recipe, data=config), Dataset(table=table, config=config, subsets=split(n, config), **rows)
 
 

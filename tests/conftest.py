@@ -32,11 +32,12 @@ def seeded(seed=0):
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path, monkeypatch):
-    """Give every test a store of its own, and products in fp32."""
+    """Give every test a store of its own, and products in fp32 on the CPU."""
     for name in [name for name in os.environ if name.startswith("CLIPMEM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLIPMEM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CLIPMEM_PRECISION", "fp32")
+    monkeypatch.setenv("CLIPMEM_DEVICE", "cpu")  # on a Mac, too
     prepare.cache_clear()
     return tmp_path / "runs"
 

@@ -4,8 +4,7 @@
 
 Each time, a run in a new store, or only its kernel, is killed at a random moment between its start and the last page
 that it publishes, and the same command is given until it ends well. In this copy of the project scale smoke may be
-published, so that publishing is killed, too.
-"""
+published, so that publishing is killed, too."""
 
 import os
 import random

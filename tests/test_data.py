@@ -367,15 +367,6 @@ def test_subsets_are_disjoint_sorted_and_as_large_as_asked_for(sizes, left_over,
     assert len(np.unique(rows)) == len(rows) and all((np.diff(own) > 0).all() for own in parts.values())
 
 
-def test_of_captions_too_short_to_be_partly_swapped_the_number_is_said(tmp_path):
-    table = config(tmp_path / "set.parquet", captions=[["a dog"] if i % 2 else [caption(i)] for i in range(220)])
-    ready = prepare(replace(table, swapped=0.0))
-    short = ready.table["caption"].str.split().map(len) < 4
-    number = short[ready.table["subset"].isin(["pool", "external"])].sum()
-    assert f"captions of fewer than 4 words, not to be partly swapped: {number}" in ready.said
-    assert (ready.table.loc[short, "share_planned"] == 0).all() and (ready.table["share_planned"] > 0).sum() == 30
-
-
 def test_the_fingerprint_follows_from_the_content_and_the_split_from_the_seed(tmp_path):
     first, other = (prepare(replace(config(tmp_path / "set.parquet"), seed=seed)) for seed in (0, 1))
     assert first.fingerprint == other.fingerprint and not np.array_equal(first.subsets["test"], other.subsets["test"])

@@ -12,7 +12,7 @@ SCIENCE, COMPANION = (sorted((ROOT / folder).glob("*.py")) for folder in ("lib",
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in [*SCIENCE, *COMPANION]}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 HIGHEST = 5  # level
-LIMITS = {"lib/*.py": 3250, "lib/companion/*.py": 1150, "lib/**/*.py": 4200, "tests/*.py": 3850, "run_all.sh": 60}
+LIMITS = {"lib/*.py": 3300, "lib/companion/*.py": 1160, "lib/**/*.py": 4260, "tests/*.py": 4070, "run_all.sh": 60}
 
 
 def lines(path: Path) -> int:

@@ -39,8 +39,6 @@ def gap(name, by, first, second, column="value", where="index == index"):
 
 
 # --- finding 1 ---
-
-
 def unitmem(layer, first, second):
     return gap("01_layers", "objective", first, second, where=f"score == 'unitmem' and layer == layer.{layer}()")
 
@@ -82,8 +80,6 @@ def between(folder):
 
 
 # --- finding 2 ---
-
-
 def clipmem(first, second="clean", by="corruption", where="subset == 'pool'"):
     return gap("02_wrong_captions", by, first, second, "clipmem", where)
 
@@ -120,8 +116,6 @@ def membership(folder):
 
 
 # --- findings 3, 4 and 6 ---
-
-
 def at_equal_loss(folder):
     rows, gaps = table(folder, "03_retrained").query("subset == 'pool'"), []
     for _, one in rows.groupby("seed"):

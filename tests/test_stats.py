@@ -165,18 +165,11 @@ def test_an_interval_moves_with_its_scores():
         assert [moved.low, moved.value, moved.high] == pytest.approx(expected)
 
 
-# --- single pairs ---
-
-
-def measured(seeds=6, pairs=300, memory=0.3, noise=0.2):
-    """Alignments of a pool in halves: half of the pairs are memorized by `memory`, the others not at all."""
-    rng, truth = np.random.default_rng(0), np.where(np.arange(pairs) % 2, memory, 0.0)
-    parts = []
-    for seed in range(seeds):
-        saw, did_not = truth + rng.normal(0, noise, pairs), rng.normal(0, noise, pairs)
-        scores = {"contrast_in": saw, "contrast_out": did_not, "clipmem": saw - did_not}
-        parts.append(pd.DataFrame({"seed": seed, "pair_id": range(pairs), "corruption": "clean", **scores}))
-    return pd.concat(parts, ignore_index=True)
+def measured(seeds, pairs=300, memory=0.3, noise=0.2):
+    truth = np.where(np.arange(pairs) % 2, memory, 0.0)  # half of the pairs are memorized
+    values = truth + np.random.default_rng(0).normal(0, noise * 2**0.5, (seeds, pairs))
+    wide = pd.DataFrame(values).rename_axis("seed").rename_axis("pair_id", axis=1)
+    return wide.stack().rename("clipmem").reset_index()
 
 
 def test_reliability_is_what_another_set_of_seeds_would_agree_to():

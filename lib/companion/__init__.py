@@ -25,6 +25,7 @@ def parse(words: list[str]) -> Namespace:
     add("--seen", metavar="F,G", default="", help="notebook 05: the rows that each was trained on: a column or a file")
     add("--seeds", metavar="N", type=int, default=5, help="how many times everything is trained (5)")
     add("--jobs", metavar="N", type=int, help="models trained at once (one per core; one on an accelerator)")
+    add("--device", choices=("cpu", "cuda", "mps"), help="where models are trained (the fastest there is)")
     add("--precision", choices=("fp32", "bf16"), help="of products (bf16 where the hardware multiplies it)")
     add("--ray", metavar="ADDRESS", default="", help="train on a Ray cluster (auto, local, …); then run the notebooks")
     add("--share", metavar="I/N", default="", help="train the I-th of N shares of the models, and end")

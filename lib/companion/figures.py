@@ -101,9 +101,10 @@ def by_corruption(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     names = [name for name in COLOURS if (pool["corruption"] == name).any()]
     upper, lower = ([rows.loc[rows["corruption"] == name, "clipmem"] for name in names] for rows in (pool, floor))
     look: dict = {"positions": range(len(names)), "orientation": "horizontal", "showextrema": False}
-    ax.violinplot(upper, side="low", widths=1.3, facecolor=[(COLOURS[name], 0.75) for name in names], **look)
-    ax.violinplot(lower, side="high", widths=0.5, facecolor=(NOISE, 0.75), **look)
-    plt.setp(ax.collections, linewidth=0)
+    ax.violinplot(upper, side="low", widths=1.3, **look)
+    ax.violinplot(lower, side="high", widths=0.5, **look)
+    for body, colour in zip(ax.collections, [COLOURS[name] for name in names] + [NOISE] * len(names), strict=True):
+        body.set(facecolor=colour, alpha=0.75, linewidth=0)  # violinplot's own `facecolor` needs matplotlib 3.11
     ax.plot([part.mean() for part in lower], np.arange(len(names)) + 0.12, "|", color="black", ms=9)
     means = stats.means(pool, "corruption").set_index("corruption").loc[names].reset_index()
     labels = means["corruption"].str.replace("_", " ") + "\n" + means["n"].astype(str) + " pairs"

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import papermill
-import torch
 from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from lib import runs, store
 from lib.companion import course, entries, findings, parse, path_in, publish
 from lib.data import prepare
-from lib.model import precision
+from lib.model import device, precision
 from lib.photos import PRESETS
 from lib.recipes import Recipe, depends_on
 
@@ -49,8 +48,8 @@ def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
     if options.publish and (reason := publish.refusal(options.scale, options.seeds, findings.commit())):
         raise ValueError(reason)
     large = options.scale in ("gpu", "paper", "paper16")
-    if large and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise ValueError(f"{options.scale} would take weeks without a GPU, and torch finds none: use laptop")
+    if large and device().type == "cpu" and not options.device:
+        raise ValueError(f"{options.scale} takes weeks without a GPU, and torch finds none: use laptop or --device cpu")
     wanted = runs.wanted(stems, options.seeds, options.scale, options.dataset, options.captions, options.image)
     print(*{f"{options.dataset}: {prepare(one.data).said}" for one in wanted[:1]}, sep="\n", flush=True)
     return wanted
@@ -77,6 +76,7 @@ def on_ray(recipes: Sequence[Recipe], address: str) -> None:
     import ray  # not among the packages that every reader installs
 
     same = {"PYTHONPATH": str(store.ROOT), "CLIPMEM_RUNS": str(store.root()), "CLIPMEM_PRECISION": precision()}
+    same |= {"CLIPMEM_DEVICE": os.environ.get("CLIPMEM_DEVICE", "")}
     ray.init(address, runtime_env={"env_vars": same}, log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init sets another handler
     part = 1 / int(os.environ.get("CLIPMEM_JOBS") or 1) if ray.cluster_resources().get("GPU") else 0
@@ -179,7 +179,8 @@ def set_up(options: Namespace) -> None:
     options.models = ",".join(map(absolute, entries(options.models)))
     options.seen = ",".join(absolute(one) if os.path.isfile(one) else one for one in entries(options.seen))
     os.environ |= {"CLIPMEM_RUNS": str(store.root()), "JUPYTER_PREFER_ENV_PATH": "1"}  # no kernel of the user's home
-    os.environ |= {f"CLIPMEM_{n.upper()}": str(v) for n in ("jobs", "precision") if (v := getattr(options, n))}
+    own = {f"CLIPMEM_{name.upper()}": getattr(options, name) for name in ("jobs", "precision", "device")}
+    os.environ |= {name: str(one) for name, one in own.items() if one}
     if not sys.stdout.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds; in a log, progress is a line per half minute
     for number in (signal.SIGTERM, signal.SIGHUP):
