@@ -50,12 +50,12 @@ def device() -> torch.device:
 
 def precision() -> str:
     """Return what the products of a training are computed in: "bf16" (autocast) or "fp32". CLIPMEM_PRECISION
-    (`./run_all.sh --precision`) says which; else bf16 on CUDA, and on a CPU that multiplies bf16 in hardware, where it
-    is faster (tests/benchmark.py). Scores are always computed in fp32."""
+    (`./run_all.sh --precision`) says which; else bf16 where it is faster (tests/benchmark.py): on a GPU that multiplies
+    bf16 in hardware, and on a CPU with AMX. Scores are always computed in fp32."""
     asked, kind = os.environ.get("CLIPMEM_PRECISION"), device().type
     if asked not in (None, "", "fp32", "bf16"):
         raise ValueError(f"CLIPMEM_PRECISION: expected fp32 or bf16, got {asked!r}")
-    multiplies = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    multiplies = kind == "cpu" and torch.cpu._is_amx_tile_supported()  # with AVX512-BF16 alone, fp32 is faster
     multiplies |= kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 only pretends to
     return asked or ("bf16" if multiplies else "fp32")
 

@@ -141,7 +141,7 @@ def main() -> None:
     best, at_once = models.precision(), f"{len(recipes)} at once, pairs/s"
     contestants: dict[tuple[str, str], Callable[[], float]] = {}  # row, precision -> what measures it once
     with TemporaryDirectory() as folder:
-        for kind in ("fp32", "bf16") if best == "bf16" else ("fp32",):
+        for kind in ("fp32", "bf16") if best == "bf16" or torch.cpu._is_avx512_bf16_supported() else ("fp32",):
             contestants[f"matrix-product peak, {kind}, GFLOP/s", kind] = matrix_peak
             contestants[f"ours, {kind}, {at_once}", kind] = partial(ours, train_rate)
             for context in CONTEXTS:

@@ -63,9 +63,8 @@ def test_precision_is_as_asked_and_else_what_the_hardware_multiplies(monkeypatch
         models.precision()
     monkeypatch.delenv("CLIPMEM_PRECISION")
     monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for supported, expected in ((False, "fp32"), (True, "bf16")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda supported=supported: supported)
         assert models.precision() == expected
 
 

@@ -26,7 +26,7 @@ def parse(words: list[str]) -> Namespace:
     add("--seeds", metavar="N", type=int, default=5, help="how many times everything is trained (5)")
     add("--jobs", metavar="N", type=int, help="models trained at once (one per core; one on an accelerator)")
     add("--device", choices=("cpu", "cuda", "mps"), help="where models are trained (the fastest there is)")
-    add("--precision", choices=("fp32", "bf16"), help="of products (bf16 where the hardware multiplies it)")
+    add("--precision", choices=("fp32", "bf16"), help="of products (bf16 on GPUs that have it, and with AMX)")
     add("--ray", metavar="ADDRESS", default="", help="train on a Ray cluster (auto, local, …); then run the notebooks")
     add("--share", metavar="I/N", default="", help="train the I-th of N shares of the models, and end")
     add("--force", action="store_true", help="train again what is already trained")

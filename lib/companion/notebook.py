@@ -96,6 +96,6 @@ def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint:
     about |= {"name": findings.short_name(dataset), "data": fingerprint, "commit": findings.commit()}
     claims = findings.git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/companion/claims.json")
     about |= {"runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16], "claims_commit": claims}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else models.device().type
+    device = torch.cuda.get_device_name() if models.device().type == "cuda" else models.device().type
     about |= {"device": device, "precision": models.precision()}
     return about | {"versions": {name: version(name) for name in VERSIONS}}
