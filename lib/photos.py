@@ -132,11 +132,13 @@ class Photos(NamedTuple):
 def locate(dataset: str) -> tuple[str, list[Path]]:
     """Return a data set's path and its files, ordered by split; or its name on the Hub, and none. Raise DataError."""
     path, name = Path(dataset).expanduser().resolve(), PRESETS.get(dataset, dataset)
+    if name != dataset and path.exists():
+        raise DataError(f"'{dataset}' is a set on the Hub and a path: write {name} or ./{dataset}")
     on_hub = not path.exists() and path.suffix.lower() not in READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if name != dataset or dataset.startswith("hf://") or on_hub:  # hf:// names single files there
         return name, []
-    walked = ((top, name) for top, _, names in os.walk(path, followlinks=True) for name in names if dataset)
-    files = [path] if path.is_file() else [*{file.resolve(): file for file in (Path(*one) for one in walked)}.values()]
+    walked = [Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names if dataset]
+    files = [path] if path.is_file() else [*{file.resolve(): file for file in walked[::-1]}.values()]  # each file once
     hidden = re.compile(r"(.*/)?(\.|__MACOSX/)")  # such as .ipynb_checkpoints
     files = [file for file in files if file == path or not hidden.match(str(file.relative_to(path)))]
     usable = [(file, file.suffix.lower()) for file in files if file.suffix.lower() in READERS]

@@ -51,7 +51,7 @@ def test_the_title_is_a_question_and_links_lead_somewhere(path):
 def test_a_notebook_that_is_started_elsewhere_says_what_to_do(path, tmp_path):
     (setup,) = ["".join(one["source"]) for one in cells_of(path, "code") if "sys.path[:0]" in "".join(one["source"])]
     done = subprocess.run([sys.executable, "-c", setup], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stderr.endswith("start in the project's folder; with papermill, add --cwd and its notebooks/\n")
+    assert done.stderr.endswith("start in the project's folder, or give papermill --cwd and its notebooks/\n")
 
 
 @pytest.fixture(scope="module")

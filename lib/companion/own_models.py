@@ -63,6 +63,8 @@ def load(name: str) -> Checkpoint:
     try:
         if not (config := open_clip.get_model_config(architecture)):
             raise DataError(f"open_clip knows no architecture '{architecture}': ARCHITECTURE:FILE, local-dir:FOLDER, …")
+        if weights.endswith((".npy", ".npz")):
+            raise DataError("NumPy files are not read: save the weights as safetensors")
         if "trust_remote_code" in json.dumps(config):
             raise DataError("its configuration asks for foreign code (trust_remote_code)")
         with patch.multiple("open_clip.factory", **own), patch("builtins.input", lambda *_: "no"):  # runs no code
