@@ -56,8 +56,8 @@ def test_a_notebook_that_is_started_elsewhere_says_what_to_do(path, tmp_path):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """Return a copy of what git would take from this tree, itself under git, in a folder with a space in its name."""
-    folder = copy_project(tmp_path_factory.mktemp("a clone"))
+    """Return a copy of what git would take from this tree, itself under git, in a folder with an unusual name."""
+    folder = copy_project(tmp_path_factory.mktemp("a {clone}"))
     commit_project(folder)
     return folder
 

@@ -106,11 +106,13 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
     results.unlink(missing_ok=True)
     print(f"[....] {notebook.stem}", flush=True)
     try:
-        declared = papermill.inspect_notebook(notebook)
+        # Papermill fills in parameters between braces, in paths as well
+        source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed))
+        declared = papermill.inspect_notebook(source)
         given = {name: value for name, value in vars(options).items() if name in declared}
         bars = SimpleNamespace(write=show_bar, flush=lambda: None)
         quiet = {"progress_bar": False, "stdout_file": bars, "extra_arguments": ["--log-level=ERROR"]}  # of the kernel
-        papermill.execute_notebook(notebook, executed, given, kernel_name="python3", cwd=notebook.parent, **quiet)
+        papermill.execute_notebook(source, target, given, kernel_name="python3", cwd=notebook.parent, **quiet)
         if not results.is_file():
             wrong = ["it ended before its last cell, which writes the results: did the kernel die?"]
     except papermill.PapermillExecutionError as error:
