@@ -131,16 +131,21 @@ class Photos(NamedTuple):
 # --- found ---
 def locate(dataset: str) -> tuple[str, list[Path]]:
     """Return a data set's path and its files, ordered by split; or its name on the Hub, and none. Raise DataError."""
-    path, name = Path(dataset).expanduser().resolve(), PRESETS.get(dataset, dataset)
+    path, name = Path(os.path.abspath(os.path.expanduser(dataset))), PRESETS.get(dataset, dataset)
     if name != dataset and path.exists():
         raise DataError(f"'{dataset}' is a set on the Hub and a path: write {name} or ./{dataset}")
     on_hub = not path.exists() and path.suffix.lower() not in READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if name != dataset or dataset.startswith("hf://") or on_hub:  # hf:// names single files there
         return name, []
-    walked = [Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names if dataset]
-    files = [path] if path.is_file() else [*{file.resolve(): file for file in walked[::-1]}.values()]  # each file once
-    hidden = re.compile(r"(.*/)?(\.|__MACOSX/)")  # such as .ipynb_checkpoints
-    files = [file for file in files if file == path or not hidden.match(str(file.relative_to(path)))]
+    walked: list[Path] = []
+    seen, hidden = set[str](), re.compile(r"(.*/)?(\.|__MACOSX/)")  # such as .ipynb_checkpoints
+    for top, folders, names in os.walk(path, followlinks=True) if dataset else ():
+        real = {name: os.path.realpath(Path(top, name)) for name in folders}  # links may lead in circles
+        folders[:] = [name for name in sorted(folders) if real[name] not in seen]
+        seen |= set(real.values())
+        walked += [Path(top, name) for name in names]
+    walked = [one for one in walked if not hidden.match(str(one.relative_to(path)))]
+    files = [path] if path.is_file() else [*{os.path.realpath(one): one for one in walked[::-1]}.values()]  # each once
     usable = [(file, file.suffix.lower()) for file in files if file.suffix.lower() in READERS]
     shards, tables = ([file for file, kind in usable if kind in kinds] for kinds in ((".tar",), PARQUET))
     if found := shards or [file for file, _ in usable if file.stem == "metadata" or file == path] or tables:
@@ -178,6 +183,7 @@ def _texts(file: Path) -> Iterator[str]:
     left: list[Any] = [*READERS[kind](file, columns)] if columns and kind != ".tar" else []
     while left:
         cell = left.pop()
+        cell = _parsed(cell) if isinstance(cell, str) and cell[:1] == "{" else cell
         left += cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
         if isinstance(cell, str):
             yield cell
@@ -207,7 +213,7 @@ def _read_list(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
             for line, record in enumerate(text.split("\n"), 1):  # noqa: B007
                 rows += [{**json.loads(record)}] if record.strip() else []
         else:
-            text = re.sub(r"\A\s*(sep=.\s*\n)?\s*", "", text)  # Excel's own line
+            text = re.sub(r"\A[ \r\n]*(sep=.\s*\n)?[ \r\n]*", "", text)  # Excel's own line
             separator = max(",;\t|", key=text.partition("\n")[0].count)
             rule = f"A cell with '{separator}' or quotes in it needs quotes around it, and quotes in it are doubled"
             cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -216,7 +222,7 @@ def _read_list(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
             for own in cells:
                 if any(own[len(names) :]):
                     raise ValueError("more cells than columns")
-                rows += [dict(zip(names, map(str.strip, own), strict=False))] if own else []
+                rows += [dict(zip(names, map(str.strip, own), strict=False))] if any(own) else []
                 line = cells.line_num + 1
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not in UTF-8: save it again, in Excel as 'CSV UTF-8'.") from error
@@ -237,8 +243,9 @@ def _read_tar(file: Path, columns: Sequence[str]) -> Iterator[Rows]:
         if not 1024 <= len(rest) <= 1 << 16 or rest.any():
             raise DataError(f"{file} is damaged or cut off after {tar.offset:,} bytes: copy it again.")
         # A key ends at the first dot, or at the last one where keys with dots would give dozens of columns
-        columns_of = [name.partition(".")[2] for _, name, _ in members]
-        dots = len({*columns_of}) > 20 or sum(bool(re.match(r"\d+\.", one)) for one in columns_of) > len(members) / 2
+        rest_of = [name.partition(".")[2] for _, name, _ in members]
+        numbered = sum(bool(re.match(r"\d+\.", one)) for one in rest_of) > len(members) / 2
+        dots = numbered or len({*rest_of}) > min(20, max(8, len(members) * 3 // 4))
         samples: dict[tuple[str, str], dict[str, tarfile.TarInfo]] = {}
         for folder, name, member in members:
             key, _, column = name.rpartition(".") if dots else name.partition(".")
@@ -346,7 +353,8 @@ def _columns(rows: Rows, columns: Sequence[str], where: str, image: str, caption
         cells = [one for row in rows for one in values(row.get(place[0]), place[1:]) if one is not None]
         records = [one for cell in cells[:10] for one in values(_parsed(cell)) if isinstance(one, dict)]
         if records or (cells and not any(isinstance(one, (str, bytes)) for one in cells)):
-            parts = f" Name a part of it, such as {name}.{next(iter(records[0]), '')}." if records else ""
+            keys = [key for one in records[:1] for key in sorted(one, key=lambda k: not isinstance(one[k], str))]
+            parts = f" Name a part of it, such as {name}.{keys[0]}." if keys else ""
             shown = printable(repr((records or cells)[0]), 80)
             said = f"{where}: column '{name}' holds {shown}, expected text or lists of text."
             raise DataError(said + parts)
@@ -423,7 +431,7 @@ def decode_image(cell: Any, folder: Path = Path()) -> Image.Image:
             raise ValueError(f"there is no file {shown} in {folder.resolve()}")
         content = path.read_bytes()
     if not isinstance(content, bytes):
-        raise ValueError(f"{shown} is not one picture, but a list or an array: store bytes, or the path of a file")
+        raise ValueError(f"{shown} is not the bytes or the path of one picture, but perhaps a list or an array")
     try:
         opened = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:

@@ -311,7 +311,7 @@ def test_a_cell_or_file_that_is_no_picture_is_named_as_what_it_is_in_few_words(t
             small(write_parquet(tmp_path / "set.parquet", {"image": [cell] * 9, "caption": [secret] * 9}))
         assert len(str(error.value)) < 900 and " at 0x" not in str(error.value) and str(error.value).isprintable()
     for cells in ([[[0, 1], [2, 3]]] * 9, [[picture(0), picture(1)]] * 9):
-        with pytest.raises(DataError, match="is not one picture, but a list or an array"):
+        with pytest.raises(DataError, match="is not the bytes or the path of one picture"):
             small(write_parquet(tmp_path / "set.parquet", {"image": cells, "caption": [secret] * 9}))
     with pytest.raises(DataError) as error:
         small(write_parquet(tmp_path / "set.parquet", {secret: ["x" * 5000] * 9, "caption": [secret] * 9}))

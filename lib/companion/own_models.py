@@ -83,7 +83,7 @@ def load(name: str) -> Checkpoint:
         digest.update(key.encode() + tensor.numpy().tobytes())
     quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in clip.modules())
     told = f"{type(clip).__name__}, {'QuickGELU' if quick else 'GELU'}, image size {about['size']}"
-    print(f"{name}: {told}, mean ({', '.join(f'{one:.3f}' for one in about['mean'])})")
+    print(f"{name}: {told}, mean ({', '.join(f'{one:.3f}' for one in np.atleast_1d(about['mean']))})")
     return Checkpoint(name, digest.hexdigest(), clip.to(model.device()), preprocess, tokenize)
 
 
@@ -91,11 +91,11 @@ def tensors(path: str, **_: Any) -> dict[str, torch.Tensor]:
     """Return the weights in a file, without what training loops wrap around them. Raise DataError for a file that is
     damaged, or holds code, several sets of weights, or numbers that are not finite."""
     with open(path, "rb") as file:
-        if said := photos.sign(file.read(64)):
+        if said := photos.sign(start := file.read(64)):
             raise DataError(f"{path} is {said}")
     try:
         with torch.serialization.safe_globals(NUMBERS):
-            held = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+            held = load_file(path) if start[8:9] == b"{" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # of pickle, zip, torch and safetensors
         said = "is no checkpoint, or is damaged or cut off: copy it again"
         if "GLOBAL" in str(error) or "TorchScript" in str(error):
@@ -161,8 +161,8 @@ def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen
         base = runs.plan("02_miscaptioned_memorization", scale, dataset, captions, image)["CLIP"]
         source, about = of_study(base), [data.prepare(base.data).fingerprint, str(base.data)]
     checkpoints = [load(name) for name in names]
-    weights = zip(*(one.clip.parameters() for one in checkpoints), strict=False)  # of two; SigLIP's bias is the last
-    if len(names) == 2 and all(torch.equal(a, b) for a, b in weights):
+    weights = [[x for n, x in one.clip.named_parameters() if n != "logit_bias"] for one in checkpoints]
+    if len(names) == 2 and all(torch.equal(a, b) for a, b in zip(*weights, strict=False)):
         raise DataError(f"{' and '.join(names)} are the same model: nothing can be compared")
     if not names:
         runs.train_all(both := recipes.f_and_g(base, 0))

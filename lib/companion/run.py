@@ -38,7 +38,7 @@ def chosen(options: Namespace) -> list[Path]:
 def absolute(text: str) -> str:
     """Return a path, or ARCHITECTURE:PATH, with an absolute path, and all else as it is: notebooks run elsewhere."""
     path = path_in(text)
-    return text.removesuffix(path) + str(Path(path).expanduser().resolve()) if path else text
+    return text.removesuffix(path) + os.path.abspath(os.path.expanduser(path)) if path else text
 
 
 def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
