@@ -27,7 +27,6 @@ BLOCK = 500
 VIEW_CROP, VIEW_JITTER, VIEW_GREY = 0.3, 0.4, 0.2  # of the other view: as SimCLR's, but milder
 SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 _building = Lock()  # the initial weights come from torch's global generator, which threads share
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W] to the same shape, normalised
 
 
 @cache

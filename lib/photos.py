@@ -40,8 +40,8 @@ SEVERAL_LINES = 0.9  # where that share of the texts has several lines, each lin
 MAX_CAPTIONS = 10  # of an image; one placeholder image of thousands of rows would widen the tokens of all
 NEAR = 4  # of 255: a JPEG of quality 10 differs by less from its Flickr8k picture, other pictures there by 8 or more
 BATCH = 256  # rows decoded at a time
-QUOTED = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)  # a text as Python writes it, and
-LIST = re.compile(r"(array\()?[\[({](np\.str_|None|nan|[\s,()\[\]])*[\])}](,\s*dtype=\S+\))?")  # what is around them
+QUOTED = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)  # a text in Python's quotes
+LIST = re.compile(r"(array\()?[\[({](np\.str_|None|nan|[\s,()\[\]])*[\])}](,\s*dtype=\S+\))?")  # a list without them
 SIGNS = {b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`"}  # how files begin that are no pictures
 SIGNS |= dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<!--"), "an HTML page: download the file again")
 SIGNS |= dict.fromkeys((b"<?xml", b"<svg"), "an SVG or other XML file: convert it to PNG")
@@ -153,7 +153,7 @@ def locate(dataset: str) -> tuple[str, list[Path]]:
         return str(path), sorted(found, key=lambda file: ([name not in words[file] for name in SPLITS], file))
     raise DataError(
         f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}"
-        f"{' (save_to_disk wrote it: use to_parquet)' if any(path.rglob('state.json')) else ''}. Give scenes, "
+        f"{' (save_to_disk wrote it: use to_parquet)' * ('state.json' in [one.name for one in walked])}. Give scenes, "
         f"{', '.join(PRESETS)}, a name on the Hugging Face Hub (owner/name), or a path: of a file {', '.join(READERS)} "
         f"or of a folder with .tar or .parquet files, or with images and a metadata.csv or .jsonl (file_name, caption)."
     )
@@ -465,7 +465,7 @@ def square(image: Image.Image, pixels: int) -> np.ndarray:
 
 def stream(source: Source, make: Callable, tally: Tally, only: Collection[int] | None = None) -> Iterator[Row]:
     """Yield the usable rows, or `only` those with some numbers, decoded on all cores; `make` turns a picture into what
-    is kept. `tally` counts what is read and skipped. Raise DataError where reading breaks off, or that is too much."""
+    is kept. `tally` counts what is read and skipped. Raise DataError if reading breaks off or too many are skipped."""
     columns = dict.fromkeys([*(place[0] for place in (*source.images, *source.captions)), source.label])
     bar = tqdm(desc="reading", unit=" rows", file=sys.stdout, leave=False, delay=2)
     with ThreadPoolExecutor() as pool, bar:

@@ -207,7 +207,7 @@ def membership(entry: str, source: photos.Source) -> pd.Series:
     rows = pd.Series(range(sum(len(batch) for _, batch in source.read([source.captions[0][0]])))).astype(str)
     for line, text in lines[~lines.isin(rows) | lines.duplicated()].items():
         said = f"{entry}, line {line + 1}: expected a row, 0 to {len(rows) - 1}, each once; got {text!r:.40}"
-        raise DataError(said + " again: a list of 0 and 1 is a mask, and belongs into a column" * (text in rows.values))
+        raise DataError(said + " again: a list of 0 and 1 is a mask: store it as a column" * (text in rows.values))
     return rows.isin(lines).astype(float)
 
 
