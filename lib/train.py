@@ -154,7 +154,7 @@ def train(
             pause = CHECKPOINT_SECONDS * max(1, 2 * (saved - began))  # writing takes a twentieth of the time at most
         on_epoch()
     store.write_table(folder / "history.parquet", pd.DataFrame(history))
-    store.write_table(folder / "evaluations.parquet", pd.concat(evaluations, ignore_index=True))
+    store.write_table(folder / "evaluations.parquet", pd.concat([pd.DataFrame(), *evaluations], ignore_index=True))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     store.write_bytes(folder / "weights.safetensors", safetensors.torch.save(weights))
     (folder / "checkpoint").unlink(missing_ok=True)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import false_discovery_control
 
 from lib import store
-from lib.stats import Estimate, verdict
+from lib.stats import LEVEL, Estimate, verdict
 
 NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
 NUMBERS = ("value", "low", "high", "p", "smallest_detectable")
-OF_OUR_CLAIMS = {"reproduced": "supported", "contradicted": "not supported"}  # a claim that the paper does not make
+OF_OUR_CLAIMS = {"reproduced": "supported", "contradicted": "not supported"}  # a claim that no paper makes
+DECIDED = ("reproduced", "contradicted", "supported", "not supported", "negligible")
+ADJUSTED = "inconclusive (adjusted)"  # the verdict on what is decided by itself, and not among all claims
 
 
 def read_json(path: Path) -> Any:
@@ -26,10 +29,16 @@ def read_json(path: Path) -> Any:
 
 
 @cache
-def claims() -> dict[str, dict[str, str]]:
-    """Return claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0), paper ("": our own)
-    and, where it is no longer tested, why it was withdrawn."""
+def claims() -> dict[str, dict[str, Any]]:
+    """Return claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0, or "within" the
+    margin) and paper (what it says, "" for nothing). Some have a margin, or are `ours` although the paper speaks of it;
+    the newest have a prediction and their power; and what is no longer tested says why it was withdrawn."""
     return read_json(Path(__file__).with_name("claims.json"))
+
+
+def of_paper(claim_id: str) -> bool:
+    """Return whether a claim is one that the paper, or its authors' later work, makes."""
+    return bool(claims()[claim_id]["paper"]) and not claims()[claim_id].get("ours")
 
 
 def claims_table(notebook_number: str) -> pd.DataFrame:
@@ -45,13 +54,16 @@ def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: st
     provenance of a notebook; at scale smoke nothing is decided. `gate`: why the claim cannot be tested here, "" where
     it can. `detail`: what the notebook chose, such as the best baseline."""
     claim = claims()[claim_id]
-    outcome, reason = ("not testable", gate) if gate else verdict(estimate, claim["side"])
-    outcome = outcome if claim["paper"] else OF_OUR_CLAIMS.get(outcome, outcome)
+    outcome, reason, p = verdict(estimate, claim["side"], claim.get("margin", 0.0))
+    outcome, reason = ("not testable", gate) if gate else (outcome, reason)
+    outcome = outcome if of_paper(claim_id) else OF_OUR_CLAIMS.get(outcome, outcome)
     outcome, reason = (NOT_JUDGED, "") if about["scale"] == "smoke" else (outcome, reason)
     statistic = claim["statistic"] + f" ({detail})" * bool(detail)
     found: dict[str, Any] = {"finding": claim_id, "claim": claim["claim"], "statistic": statistic}
     found |= {"verdict": outcome, "reason": reason, "seeds": int(estimate.seeds), "dataset": about["name"]}
-    numbers = {name: float(f"{getattr(estimate, name):.6g}") for name in NUMBERS}  # enough to read and to compare
+    found["over"] = estimate.over
+    numbers = {name: getattr(estimate, name) for name in NUMBERS} | {"p": p}
+    numbers = {name: float(f"{number:.6g}") for name, number in numbers.items()}  # enough to read and to compare
     found |= {name: number if math.isfinite(number) else None for name, number in numbers.items()}
     return found | {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
 
@@ -85,10 +97,22 @@ def record(found: Sequence[dict], figures: Sequence[str], about: Mapping[str, An
     store.write_json(path, {"about": dict(about), "figures": list(figures), "findings": list(found)})
 
 
+def adjust(rows: Sequence[dict]) -> list[dict]:
+    """Return findings of one data set and scale with `p_adjusted`, by Benjamini and Hochberg over all that could be
+    tested, and None for others."""
+    tested = [row for row in rows if row["verdict"] != "not testable"]
+    adjusted = false_discovery_control([row["p"] for row in tested])
+    found = {row["finding"]: float(f"{p:.6g}") for row, p in zip(tested, adjusted, strict=True)}
+    return [{**row, "p_adjusted": found.get(row["finding"])} for row in rows]
+
+
 def read_reference(folder: Path) -> pd.DataFrame:
-    """Return the published findings of a folder of figures/, as rows of `decide`, and the name of their `set`."""
+    """Return the published findings of a folder of figures/, as rows of `decide`, with the name of their `set`, and
+    `published`: the verdict that counts, ADJUSTED where the adjusted p value is above 5 %."""
     rows = pd.DataFrame(read_json(folder / "findings.json"))
-    return rows.astype(dict.fromkeys(NUMBERS, float)).assign(set=folder.name)
+    rows = rows.astype(dict.fromkeys((*NUMBERS, "p_adjusted"), float)).assign(set=folder.name)
+    lost = rows["verdict"].isin(DECIDED) & (rows["p_adjusted"] > 1 - LEVEL)
+    return rows.assign(published=rows["verdict"].mask(lost, ADJUSTED))
 
 
 def all_references() -> pd.DataFrame:

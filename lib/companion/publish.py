@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
-from scipy.stats import false_discovery_control
 
 from lib import store
 from lib.companion import findings
@@ -62,8 +60,9 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
         store.write_bytes(reference / file, (own / file).read_bytes())
     path, names = reference / "findings.json", [one["notebook"] for one in about]
     rows = [row for row in findings.read_json(path) if row["notebook"] not in names] if path.is_file() else []
+    rows = [row for row in rows if "withdrawn" not in findings.claims()[row["finding"]]]
     rows += [row for result in found for row in result["findings"]]
-    store.write_json(path, sorted(rows, key=lambda row: (row["notebook"], row["finding"])))
+    store.write_json(path, findings.adjust(sorted(rows, key=lambda row: (row["notebook"], row["finding"]))))
     for name in [name for name in notebooks if dataset == "scenes" and name != OWN_MODELS]:  # captions of our own
         text = executed_page(executed / f"{name}.ipynb")
         store.write_bytes(reference / "executed" / f"{name}.md", text.encode())
@@ -82,8 +81,6 @@ def pages() -> dict[Path, str]:
 def gallery(folder: Path) -> str:
     """Return the README.md of a reference folder: each figure with its sentence and files, then every verdict."""
     rows = findings.read_reference(folder).sort_values("finding")
-    tested = rows["verdict"] != "not testable"
-    rows["p"] = pd.Series(false_discovery_control(rows.loc[tested, "p"]), rows.index[tested])  # Benjamini & Hochberg
     return TEMPLATES.get_template("gallery.md.j2").render(
         rows=rows,
         known=("scenes", *PRESETS),

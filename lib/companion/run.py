@@ -43,7 +43,7 @@ def absolute(text: str) -> str:
 
 def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
     """Return the models that some notebooks need. Raise ValueError for what would fail, the cheapest check first."""
-    if (options.publish if stems == [publish.OWN_MODELS] else options.models or options.seen):
+    if options.publish if stems == [publish.OWN_MODELS] else options.models or options.seen:
         raise ValueError("--models and --seen are for notebook 05: add --only 05. Its results are not published.")
     if options.publish and (reason := publish.refusal(options.scale, options.seeds, findings.commit())):
         raise ValueError(reason)
