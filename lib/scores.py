@@ -129,6 +129,23 @@ def _alignment(model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, vie
     return {name: torch.stack([found[name] for found in of_captions]).mean(dim=0) for name in of_captions[0]}
 
 
+def by_caption(model: CLIP, data: Dataset) -> pd.DataFrame:
+    """Return how one model reads the C captions of every pool and external pair: pair_id; `contrast_0` and so on, the
+    alignment of the image as it is with each caption, NaN where a picture has fewer; and what SSLMem compares,
+    `distance_text` of the captions (NaN for one) and `distance_image` of as many views of the image."""
+    rows, held = np.concatenate([data.subsets[name] for name in CORRUPTED]), held_out(data)
+    images, of_held = embed_images(model, data.images, rows), (*embed_pairs(model, data, held), positions(rows, held))
+    texts = torch.stack([embed_texts(model, data.tokens[rows, c]) for c in range(data.tokens.shape[1])])
+    count = torch.tensor([len(data.captions[row]) for row in rows])
+    contrasts = [
+        align(images, text, *of_held).contrast.masked_fill(count <= c, torch.nan) for c, text in enumerate(texts)
+    ]
+    found = {f"contrast_{c}": contrast for c, contrast in enumerate(contrasts)}
+    found["distance_text"] = distance(texts) if len(texts) > 1 else torch.full((len(rows),), torch.nan)
+    found["distance_image"] = distance(embed_images(model, data.images, rows, max(2, len(texts)), other_view))
+    return as_table(data, rows, found)
+
+
 def distance(views: Tensor) -> Tensor:
     """Return the mean L2 distance between two of A >= 2 representations, `[A, N, D]` to `[N]`."""
     return torch.stack([(a - b).norm(dim=1) for a, b in combinations(views, 2)]).mean(dim=0)
@@ -279,17 +296,20 @@ def uninverted_rows(recipe: Recipe, data: Dataset) -> np.ndarray:
 
 @torch.no_grad()
 def unit_scores(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> pd.DataFrame:
-    """Return one row per unit: layer (from 1), unit, unitmem, classmem (NaN for fewer than two classes), over the rows'
-    images. Activations are means over patches and light crops; of each block only maxima and sums are kept."""
+    """Return one row per unit, over the rows' images: layer (from 1), unit, unitmem, unitmem_median, classmem (NaN for
+    fewer than two classes). Activations are means over patches and light crops. unitmem_median compares with the median
+    of the images, as the authors' released code of UnitMem does, not with the mean of the others."""
     targets = torch.from_numpy(data.targets[rows])
     targets = targets[:, targets.any(dim=0)]
     weights = torch.cat([torch.ones(len(rows), 1), targets], dim=1).double()  # of all images, of those of each class
     largest, sums = ([torch.zeros(1)] * len(model.visual.transformer.resblocks) for _ in range(2))  # of each layer
+    kept: list[list[Tensor]] = [[] for _ in largest]  # all activations, for the median
     for start, images in blocks(model, data.images, rows):
         drawn = (light_crop(images, torch.Generator().manual_seed(view)) for view in range(views))
         of_views = [[hidden.cpu() for hidden in image_layers(model, x)] for x in drawn]
         for layer, hidden in enumerate(zip(*of_views, strict=True)):
             mean = torch.stack(hidden).mean(dim=0)
+            kept[layer].append(mean)
             largest[layer] = torch.maximum(largest[layer], mean.amax(dim=0))
             sums[layer] = sums[layer] + weights[start : start + len(images)].T @ mean.double()
     parts = []
@@ -297,6 +317,9 @@ def unit_scores(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> pd.
         by_class = total[1:] / targets.sum(dim=0)[:, None]
         top = by_class.amax(dim=0) if len(by_class) > 1 else torch.full_like(most, torch.nan)
         unitmem, classmem = selectivity(most, total[0], len(rows)), selectivity(top, by_class.sum(dim=0), len(by_class))
-        found = {"unit": range(len(most)), "unitmem": unitmem.numpy(), "classmem": classmem.numpy()}
-        parts.append(pd.DataFrame({"layer": layer, **found}))
+        middle = torch.cat(kept[layer - 1]).median(dim=0).values
+        by_median = (most - middle) / (most + middle).clamp(min=1e-12)
+        found = {"unitmem": unitmem, "unitmem_median": by_median, "classmem": classmem}
+        columns = {name: values.numpy() for name, values in found.items()}
+        parts.append(pd.DataFrame({"layer": layer, "unit": range(len(most)), **columns}))
     return pd.concat(parts, ignore_index=True)

@@ -12,7 +12,7 @@ from lib import runs, scores, stats, utility
 from lib.data import prepare
 from lib.recipes import CORRUPTED, Recipe, Study, f_and_g
 from lib.runs import cached
-from lib.utility import GALLERY, Labelled
+from lib.utility import Labelled
 
 Measure = Callable[[CLIP, Recipe], pd.DataFrame]
 TRUTH = ["pair_id", "corruption", "share_planned", "share_swapped", "vagueness", "rarity", "mislabelled"]
@@ -107,24 +107,28 @@ def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
     return along.merge(bits, on=["seed", "epoch"])
 
 
-def gain_over_early_stopping(study: Study, pairs: pd.DataFrame, useful: pd.DataFrame, name: str) -> stats.Estimate:
-    """Return a condition's bits minus those of plain training stopped at equal CLIPMem: the mean over the seeds."""
-    gains, start = [], {"clipmem": 0.0, "bits": CHANCE_BITS}  # before training: nothing memorized, a random order
-    for seed, curve in early_stopping(study).groupby("seed"):
-        curve = pd.concat([pd.DataFrame([start]), curve]).sort_values("clipmem")
-        here = pool(pairs[(pairs["condition"] == name) & (pairs["seed"] == seed)])["clipmem"].mean()
-        first = useful[(useful["condition"] == name) & (useful["seed"] == seed) & (useful["pair_id"] < GALLERY)]
-        gains.append(first["bits"].mean() - np.interp(here, curve["clipmem"], curve["bits"]))
-    return stats.over_seeds(gains, GALLERY)
+def gain_over_short_training(found: pd.DataFrame, line: Sequence[str], name: str) -> stats.Estimate:
+    """Return a condition's bits minus those of plain training that was planned to be so short that it memorizes as
+    much: the mean over the seeds. `found`: condition, seed, clipmem (mean of the pool), bits and n, the test pairs.
+    `line`: the plain conditions, between which it is interpolated, from a random order before training on."""
+    gains = []
+    for _, one in found.groupby("seed"):
+        one = one.set_index("condition")
+        points = one.loc[list(line)].sort_values("clipmem")
+        here, there = [0.0, *points["clipmem"]], [CHANCE_BITS, *points["bits"]]
+        gains.append(one["bits"][name] - np.interp(one["clipmem"][name], here, there))
+    return stats.over_seeds(gains, int(found["n"].iloc[0]))
 
 
-def at_matched_utility(history: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Return `value` of every condition and seed where its probe first reaches the best of the weakest one: condition,
-    seed, `value`, probe (the common level). `history` has them, and epoch, at the evaluations."""
+def at_matched_utility(history: pd.DataFrame, value: str, share: float = 1.0) -> pd.DataFrame:
+    """Return `value` of every condition and seed where its probe first reaches a `share` of the best of the weakest
+    one: condition, seed, `value`, probe (the common level), and `beyond`: whether its curve begins above this level.
+    `history` has them, and epoch, at the evaluations."""
     rows = []
     for seed, part in history.groupby("seed"):
-        level = part.groupby("condition")["probe"].max().min()
+        level = share * part.groupby("condition")["probe"].max().min()
         for name, curve in part.sort_values("epoch").groupby("condition"):
             best = curve.assign(probe=curve["probe"].cummax()).drop_duplicates("probe")  # where each was first reached
-            rows.append((name, seed, float(np.interp(level, best["probe"], best[value])), level))
-    return pd.DataFrame(rows, columns=["condition", "seed", value, "probe"])
+            at_level = float(np.interp(level, best["probe"], best[value]))
+            rows.append((name, seed, at_level, level, bool(curve["probe"].iloc[0] > level)))
+    return pd.DataFrame(rows, columns=["condition", "seed", value, "probe", "beyond"])
