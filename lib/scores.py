@@ -130,8 +130,8 @@ def _alignment(model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, vie
 
 
 def by_caption(model: CLIP, data: Dataset) -> pd.DataFrame:
-    """Return how one model reads the C captions of every pool and external pair: pair_id; `contrast_0` and so on, the
-    alignment of the image as it is with each caption, NaN where a picture has fewer; and what SSLMem compares,
+    """Return how one model reads the C captions of every pool and external pair: pair_id, subset; `contrast_0` and so
+    on, the alignment of the image as it is with each caption, NaN where a picture has fewer; and what SSLMem compares,
     `distance_text` of the captions (NaN for one) and `distance_image` of as many views of the image."""
     rows, held = np.concatenate([data.subsets[name] for name in CORRUPTED]), held_out(data)
     images, of_held = embed_images(model, data.images, rows), (*embed_pairs(model, data, held), positions(rows, held))
@@ -143,7 +143,7 @@ def by_caption(model: CLIP, data: Dataset) -> pd.DataFrame:
     found = {f"contrast_{c}": contrast for c, contrast in enumerate(contrasts)}
     found["distance_text"] = distance(texts) if len(texts) > 1 else torch.full((len(rows),), torch.nan)
     found["distance_image"] = distance(embed_images(model, data.images, rows, max(2, len(texts)), other_view))
-    return as_table(data, rows, found)
+    return as_table(data, rows, found).assign(subset=data.table.loc[rows, "subset"].to_numpy())
 
 
 def distance(views: Tensor) -> Tensor:

@@ -66,6 +66,26 @@ def pool(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["subset"] == "pool"]
 
 
+def by_caption(study: Study) -> pd.DataFrame:
+    """Return how the plain models remember the pool and external pairs in other words: seed, pair_id, subset, member,
+    the truth; CLIPMem with the caption that was trained, `trained`, with the picture's other captions, `others` (NaN
+    where there are none), and with all of them, `all`; and SSLMem of both encoders, `text` and `image`."""
+
+    def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
+        return scores.by_caption(model, prepare(recipe.data))
+
+    found = memorization(study, measure_all(study, "by-caption", measure, [study.plain]))
+    names = [name.removesuffix("_in") for name in found if name.startswith("contrast_") and name.endswith("_in")]
+    each = pd.DataFrame({name: found[f"{name}_in"] - found[f"{name}_out"] for name in sorted(names)})
+    read = {
+        "trained": each["contrast_0"],
+        "others": each.drop(columns="contrast_0").mean(axis=1),
+        "all": each.mean(axis=1),
+    }
+    own = {side: found[f"distance_{side}_out"] - found[f"distance_{side}_in"] for side in ("text", "image")}
+    return found[["seed", "subset", "member", *TRUTH]].assign(**read, **own)
+
+
 def during_training(study: Study, condition: str = "") -> pd.DataFrame:
     """Return the scores of pool and external pairs at each evaluation, of images as they are, with the mean training
     loss of f and g: seed, epoch, loss and the columns of `score_pairs`; by default of the plain condition."""

@@ -20,12 +20,13 @@ OBJECTIVES = {"supervised": GREEN, "CLIP": "black", "self-supervised": BLUE}
 MARKERS = {"supervised": "s", "CLIP": "o", "self-supervised": "^"}  # so that they can be told apart in grey
 ENCODERS = {"both": "black", "text": RED, "image": BLUE}
 MARKERS |= {"text": "s", "image": "^", "SigLIP": "s", "other captions": "D", "range-normalised": "D"}
+MARKERS |= {"did not see the pair": "D"}
 NAMED = {"both": "both encoders", "text": "text encoder alone", "image": "image encoder alone"}
 FAMILIES = {"CLIP": "black", "captions": RED, "noise": BLUE, "augmented": GREEN, "epochs": NOISE, "removed": PINK}
 NAMES = {"clipmem": "CLIPMem", "clipmem_plain": "CLIPMem, plain"}
 NAMES |= {"similarity_in": "similarity", "loss_in": "loss", "early_loss_in": "early loss", "mean_loss_in": "mean loss"}
 NAMES |= {"augmentation_in": "change under augmentation", "lemon_in": "LEMoN", "lemon_out": "held-out LEMoN"}
-NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss"}
+NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss", "weighted": "½ in − out"}
 LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)"}  # of axes
 SMALL: dict = {"x": 0.01, "ha": "left", "fontsize": 9, "color": "#595959", "parse_math": False}
 
