@@ -257,7 +257,7 @@ def test_a_folder_of_images_has_a_list_of_them_in_any_usual_form_and_a_bad_one_i
     found = [["None"], ["1999"], ['a café, at "noon"']]
     (folder.parent / "metadata.json").write_text("{}")  # lists nothing
     spaced = plain.replace(",None", " , None ,,").replace("caption", "caption,,")
-    excel = "sep=;\n" + plain.replace(",", ";", 3).replace(",1999", ";1999").replace('test/2.png,', 'test/2.png;')
+    excel = "sep=;\n" + plain.replace(",", ";", 3).replace(",1999", ";1999").replace("test/2.png,", "test/2.png;")
     (folder.parent / ".ipynb_checkpoints").mkdir()
     (folder.parent / ".ipynb_checkpoints" / "metadata.csv").write_text(plain.replace("None", "old"))
     encoded = [plain.encode(code) for code in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le")]

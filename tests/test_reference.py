@@ -104,15 +104,31 @@ def trend(column, where):
 def single_kinds(folder):
     rows = table(folder, "02_repeated").dropna(subset=["same_kind"])
     alone, rest = rows[rows["same_kind"] == 0], rows[rows["same_kind"] > 0]
-    return alone["value"].item() - np.average(rest["value"], weights=rest["n"])
+    gap = alone["value"].item() - np.average(rest["value"], weights=rest["n"])
+    return gap / np.average(rows["value"], weights=rows["n"])
 
 
-def membership(folder):
-    def area(part):
-        seen = np.repeat([1, 0], len(part))
-        return roc_auc_score(seen, np.concatenate([part["similarity_in"], part["similarity_out"]])) - 0.5
+def in_other_words(folder):
+    rows = table(folder, "02_wording").query("corruption == 'clean'")
+    return (rows["others"] / rows["trained"]).mean()
 
-    return over_seeds(table(folder, "02_membership"), area)
+
+def weighted_detector(folder):
+    rows = table(folder, "02_wrong_captions").query("subset == 'pool' and corruption in ('swapped', 'clean')")
+    rows = rows.assign(wrong=rows["corruption"] == "swapped")
+    return over_seeds(
+        rows,
+        lambda one: (
+            roc_auc_score(one["wrong"], one["in"] / 2 - one["out"]) - roc_auc_score(one["wrong"], one["clipmem"])
+        ),
+    )
+
+
+def repeatable(folder):
+    rows = table(folder, "02_wrong_captions").query("subset == 'pool' and corruption == 'clean'")
+    wide = rows.pivot(index="pair_id", columns="seed", values="clipmem")
+    found = wide.corr(method="spearman").to_numpy()
+    return found[~np.eye(len(found), dtype=bool)].mean() - 0.5
 
 
 # --- findings 3, 4 and 6 ---
@@ -126,12 +142,35 @@ def at_equal_loss(folder):
     return np.mean(gaps)
 
 
-def displaced(folder):
-    """The fall of CLIPMem by either disturbance, in proportion to the smaller displacement of the two."""
-    rows = table(folder, "03_disturbed").set_index("condition")
-    moved = rows["displacement"].drop("CLIP").dropna()
-    falls = (rows.loc["CLIP", "value"] - rows["value"]) * moved.min() / moved
-    return falls["tokens dropped"] - falls["image augmented"]
+def lead(folder):
+    """By how much text's share of CLIPMem minus the image's is larger in plain training, the mean over the seeds."""
+    rows = table(folder, "03_lead").set_index(["captions", "seed"])
+    leads = (rows["text_part"] - rows["image_part"]) / rows["clipmem"]
+    return (leads["as they are"] - leads["words dropped"]).mean()
+
+
+def longest(folder, column):
+    """5 captions minus CLIP, where both train for longest."""
+    rows = table(folder, "04_captions").set_index("name")[column]
+    (one,), (five,) = ([*rows.filter(regex=f"^{name}, .* epochs").index] or [name] for name in ("CLIP", "5 captions"))
+    return rows[five] - rows[one]
+
+
+def against_more_pairs(folder):
+    rows = table(folder, "04_captions").set_index("name")["m"]
+    return np.log(rows["5 captions"] / rows.filter(like="pairs").item())
+
+
+def less_sure(claim, condition):
+    """Which of the two is published: the drop of CLIPMem, or the gain in retrieval?"""
+
+    def value(folder):
+        rows = table(folder, "04_frontier").set_index("name")[["m", "u"]]
+        drop, gain = (rows.loc["CLIP"] - rows.loc[condition]) * [1, -1]
+        (entry,) = (e for e in json.loads((folder / "findings.json").read_text()) if e["finding"] == claim)
+        return drop if "drop of CLIPMem)" in entry["statistic"] else gain
+
+    return value
 
 
 def over_early_stopping(name, condition):
@@ -170,6 +209,7 @@ def once(folder):
     return rows["clipmem"].mean()
 
 
+NOISY = "text noise 0.2, clean pairs"
 HEADLINES = {
     "1a": unitmem("max", "supervised", "CLIP"),
     "1b": unitmem("max", "CLIP", "self-supervised"),
@@ -180,32 +220,40 @@ HEADLINES = {
     "1g": between,
     "2a": clipmem("swapped"),
     "2b": over_baselines("trained on the pair"),
-    "2c": over_baselines("not trained on the pair"),
     "2d": trend("share_swapped", "corruption == 'partly_swapped'"),
-    "2e": clipmem("pool", "external", "subset", "corruption == 'clean'"),
     "2f": trend("vagueness", "corruption == 'clean' and vagueness <= 0.5"),
     "2g": trend("vagueness", "corruption == 'clean' and vagueness >= 0.5"),
     "2h": single_kinds,
     "2i": clipmem("inverted"),
+    "2l": clipmem("swapped", "inverted"),
+    "2m": gap("02_wrong_captions", "corruption", "swapped", "clean", "in", "subset == 'pool'"),
+    "2n": gap("02_wrong_captions", "corruption", "clean", "swapped", "out", "subset == 'pool'"),
+    "2o": in_other_words,
+    "2p": weighted_detector,
+    "2q": repeatable,
     "2j": clipmem("swapped", where="subset == 'pool' and not mislabelled"),
-    "2k": membership,
     "3a": gap("03_swap", "encoder", "text", "image", where="subset == 'pool' and corruption == 'all kinds'"),
     "3b": at_equal_loss,
-    "3c": displaced,
-    "3d": gap("03_disturbed", "condition", "image noise 0.5", "text noise 0.5"),
+    "3c": gap("03_disturbed", "name", "image augmented", "tokens dropped", where="pairs == 'all pairs'"),
+    "3d": gap("03_disturbed", "name", "image noise 0.2", "text noise 0.2", where="pairs == 'clean pairs'"),
     "3e": gap(
         "03_captions", "read", "trained caption", "other captions", where="subset == 'pool' and corruption == 'clean'"
     ),
-    "4a": gap("04_captions", "name", "CLIP", "5 captions", "m"),
-    "4b": gap("04_captions", "name", "5 captions", "CLIP", "u"),
+    "3f": lead,
+    "3g": gap("03_sslmem", "encoder", "text", "image", where="corruption == 'all kinds'"),
+    "4b": lambda folder: longest(folder, "u"),
     "4c": gap("04_paper", "name", "5 captions", "CLIP", "u"),
-    "4d": gap("04_captions", "name", "a fifth of the epochs", "5 captions", "m"),
+    "4d": against_more_pairs,
     "4e": over_early_stopping("04_against_early_stopping", "5 captions"),
-    "4f": gap("04_sweeps", "name", "CLIP", "text noise 0.5", "m"),
-    "4g": gap("04_sweeps", "name", "text noise 0.5", "CLIP", "u"),
+    "4f": lambda folder: table(folder, "04_units").set_index(["name", "score"])["value"][NOISY, "range-normalised"],
+    "4g": gap("04_sweeps", "name", "text noise 0.2", "CLIP", "u"),
     "4h": gap("04_range", "score", "range-normalised", "raw", where="name.str.startswith('text noise')"),
-    "4i": gap("04_removal", "rule", "clipmem", "random", "value_bits"),
+    "4i": gap("04_removal", "rule", "clipmem", "nothing", "value_bits"),
     "4j": gap("04_removal", "rule", "clipmem", "early loss", "value_bits"),
+    "4k": gap("04_removal", "rule", "clipmem", "held-out similarity", "value_bits"),
+    "4l": less_sure("4l", "tokens dropped"),
+    "4m": gap("04_sweeps", "name", "CLIP", "text noise 0.2", "m_clean"),
+    "4o": less_sure("4o", "image augmented"),
     "6a": lambda folder: table(folder, "06_loss").query("corruption == 'clean'")["clipmem_siglip"].mean(),
     "6b": gap("06_loss", "corruption", "swapped", "clean", "clipmem_siglip"),
     "6c": better_detector,
