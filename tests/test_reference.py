@@ -96,10 +96,8 @@ def trend(column, where):
 
 
 def single_kinds(folder):
-    rows = table(folder, "02_repeated").dropna(subset=["same_kind"])
-    alone, rest = rows[rows["same_kind"] == 0], rows[rows["same_kind"] > 0]
-    gap = alone["value"].item() - np.average(rest["value"], weights=rest["n"])
-    return gap / np.average(rows["value"], weights=rows["n"])
+    rows = table(folder, "02_repeated").dropna(subset=["seed"])
+    return ((rows["single"] - rows["repeated"]) / rows["mean"]).mean()
 
 
 def in_other_words(folder):
