@@ -145,14 +145,25 @@ def _evaluate(model: CLIP, recipe: Recipe) -> tuple[pd.DataFrame, dict[str, floa
     return scores.measure(model, recipe, data, views=0), numbers
 
 
+def _kept(name: str, recipe: Recipe, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Return a small table of a run, kept apart from its weights: whoever has only the tables reads it without them."""
+
+    def build(folder: Path) -> None:
+        store.write_table(folder / "table.parquet", make())
+
+    key = run_key(recipe)
+    folder = store.get_or_build("score", f"{key}-{name}", build, {"run": key})
+    return pd.read_parquet(folder / "table.parquet")
+
+
 def history(recipe: Recipe) -> pd.DataFrame:
     """Return what a run recorded of each epoch: epoch, loss, lr, logit_scale; where evaluated, utility and UnitMem."""
-    return pd.read_parquet(run(recipe) / "history.parquet")
+    return _kept("history", recipe, lambda: pd.read_parquet(run(recipe) / "history.parquet"))
 
 
 def evaluations(recipe: Recipe) -> pd.DataFrame:
     """Return the scores of pairs that a run recorded along training: pair_id, epoch and the columns of its scores."""
-    return pd.read_parquet(run(recipe) / "evaluations.parquet")
+    return _kept("evaluations", recipe, lambda: pd.read_parquet(run(recipe) / "evaluations.parquet"))
 
 
 def load(recipe: Recipe) -> CLIP:
@@ -164,9 +175,4 @@ def load(recipe: Recipe) -> CLIP:
 
 def cached(name: str, recipe: Recipe, measure: Callable[[CLIP, Recipe], pd.DataFrame]) -> pd.DataFrame:
     """Return `measure(model, recipe)` of a recipe's model, kept in the store under the run's key and `name`."""
-
-    def build(folder: Path) -> None:
-        store.write_table(folder / "table.parquet", measure(load(recipe), recipe))
-
-    folder = store.get_or_build("score", f"{run_key(recipe)}-{name}", build, {"run": run_key(recipe)})
-    return pd.read_parquet(folder / "table.parquet")
+    return _kept(name, recipe, lambda: measure(load(recipe), recipe))

@@ -7,9 +7,10 @@ named and made again, an unfinished one is continued."""
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 DONE = "DONE"
+PACKED = {"float16": "BYTE_STREAM_SPLIT", "int64": "DELTA_BINARY_PACKED"}  # of published tables: half as large so
 _sound: set[Path] = set()  # entries whose files were compared with their digests in this process
 
 
@@ -103,3 +105,44 @@ def remove(kind: str, key: str = "") -> None:
     folder = root() / kind / key
     _sound.difference_update({entry for entry in _sound if entry == folder or folder in entry.parents})
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[str]]) -> None:
+    """Merge the scores of models, dicts with a `notebook` and the `key` of the run, into a folder of scores. What this
+    holds of other notebooks stays. Scores become float16; columns that are `unread`, by table, are left out. A file
+    holds one table of many models, told apart by a column `key`, and index.json lists all models and files."""
+    path, notebooks = folder / "index.json", {model["notebook"] for model in models}
+    old = json.loads(path.read_text()) if path.is_file() else {"models": [], "files": {}}
+    models = [*(model for model in old["models"] if model["notebook"] not in notebooks), *models]
+    keys, tables, files = {model["key"] for model in models}, dict[tuple[str, str], pd.DataFrame](), dict[str, str]()
+    for file, name in old["files"].items():
+        tables |= {(name, key): rows for key, rows in pd.read_parquet(folder / file).groupby("key")}
+    for entry in (root() / "score").glob(f"*/{DONE}"):
+        key, _, name = entry.parent.name.partition("-")
+        if key in keys:
+            table = pd.read_parquet(entry.with_name("table.parquet")).assign(key=key)
+            table = table.drop(columns=unread.get(re.sub(r"-\d+", "", name), ()), errors="ignore")
+            kind = "float32" if name == "history" else "float16"
+            tables[name, key] = table.astype(dict.fromkeys(table.select_dtypes("float"), kind))
+    stacked: dict[tuple, list[pd.DataFrame]] = {}
+    for name, key in sorted(name_and_key for name_and_key in tables if name_and_key[1] in keys):
+        stacked.setdefault((name, *tables[name, key]), []).append(tables[name, key])  # those with the same columns
+    for (name, *_), parts in stacked.items():
+        table, file = pd.concat(parts), f"{name}.{len(files)}.parquet"
+        packed = {column: PACKED[str(kind)] for column, kind in table.dtypes.items() if str(kind) in PACKED}
+        how = {"use_dictionary": [*table.columns.difference(packed)], "row_group_size": 20_000}  # to read few at a time
+        write_bytes(folder / file, table.to_parquet(index=False, compression="zstd", column_encoding=packed, **how))
+        files[file] = name
+    for file in old["files"].keys() - files.keys():
+        (folder / file).unlink()
+    there = {key for _, key in tables}
+    write_json(path, {"models": [model for model in models if model["key"] in there], "files": files})
+
+
+def published(folder: Path, key: str, name: str) -> pd.DataFrame | None:
+    """Return the table `name` of the model whose run had this key, from a folder of `publish`; None where it has none.
+    Which key that was is in index.json. Half precision becomes double."""
+    for file in folder.glob(f"{name}.*.parquet"):
+        if len(found := pd.read_parquet(file, filters=[("key", "==", key)]).drop(columns="key")):
+            return found.astype(dict.fromkeys(found.select_dtypes("float16"), "float64"))
+    return None

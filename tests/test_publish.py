@@ -3,14 +3,20 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import ROOT
+from safetensors.torch import load_file
 from test_findings import ABOUT, ESTIMATE, NOTEBOOK
 
-from lib import store
+from lib import runs, scores, store, tables, train
 from lib.companion import findings, publish
+from lib.companion.notebook import NotebookRun
+from lib.data import prepare
+from lib.recipes import CORRUPTED, Study
 from lib.stats import Estimate
 
 ZERO = Estimate(0.0, 0.0, 0.0, 3, 100, p=1.0, smallest_detectable=0.0)
@@ -48,16 +54,25 @@ def run(tmp_path, monkeypatch):
 
 
 def test_the_pages_show_what_was_published(run):
-    folder = run(("2a", ESTIMATE, ""), ("2d", ZERO, ""), ("2e", ESTIMATE, "too|few"), ("6k", ESTIMATE, ""))
-    run(("2a", ZERO, ""), dataset="flickr8k", name="flickr8k", figures=())
+    late, seeds = replace(ESTIMATE, p=0.04), replace(ESTIMATE, value=-0.2, low=-0.3, high=-0.1, over="seeds")
+    found = ("2a", ESTIMATE, ""), ("2b", late, ""), ("2d", ZERO, ""), ("2i", ESTIMATE, ""), ("2j", ESTIMATE, "too|few")
+    folder = run(*found, ("6k", ESTIMATE, ""))
+    run(("2a", ZERO, ""), ("2b", ZERO, ""), ("2i", seeds, ""), dataset="flickr8k", name="flickr8k", figures=())
     page = (store.ROOT / "figures" / "README.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith('| <a name="2a">'))
     assert findings.claims()["2a"]["claim"] in line and "● reproduced<br>.250 [.100, .400] |" in line
     assert line.endswith("◐ inconclusive<br>.000 [.000, .000] |")
-    assert "– not testable |" in page and "(withdrawn: MultiMem" in page and "Beyond the paper" in page
+    assert all(
+        text in page for text in ("– not testable |", "Beyond the paper", "○ contradicted<br>−.200 [−.300, −.100] † |")
+    )
+    assert page.count("**6k**") == 1 and "| MultiMem's" in page.split("## Withdrawn")[1] and "| |\n| <a" in page
+    assert findings.agreement("scenes-laptop", "flickr8k-laptop") == [3, 1, 0, 1]
+    assert "both test 3 claims. Of these, 1 has the same verdict, 0 have values of" in page and "1 is opposite" in page
+    assert "On scenes-laptop, 2 of 5 claims are undecided, 1 of them only after the adjustment; on flickr" in page
     text = (folder / "README.md").read_text()
-    assert "| **reproduced** | " in text and " | .250 [.100, .400] | .019 | .200 |" in text, "p adjusted"
-    assert "**not testable**: too\\|few |" in text and " | — | .200 |" in text
+    assert "| ● reproduced | " in text and " | .250 [.100, .400] | .012 | .025 | .200 |" in text, "p adjusted"
+    assert "| ◐ inconclusive (adjusted) | " in text and "On this page, 2 of 5 claims are undecided" in text
+    assert "– not testable: too\\|few |" in text and " | — | .200 |" in text
     assert "### Look here\n\n![Look here](02_a.png)\n\n3 seeds. [Table](02_a.csv) · [PDF](02_a.pdf)\n" in text
     assert "repeat it: `./run_all.sh laptop --only 02 --seeds 3` · [executed](executed/02_" in text
     text = (folder / "executed" / f"{NOTEBOOK}.md").read_text()
@@ -84,6 +99,33 @@ def test_publish_refuses(run, change):
     with pytest.raises(ValueError, match=r"decides nothing|too few|commit first"):
         run(("2a", ESTIMATE, ""), **change)
     assert not list(store.ROOT.glob("figures/*/"))
+
+
+def test_published_scores_and_models_give_the_same_memorization_without_training(trained, tmp_path, monkeypatch):
+    study, data = Study({"CLIP": trained}, (0, 1), 2), prepare(trained.data)
+    measured = lambda: (tables.score_pairs(study, (), ("shared", *CORRUPTED)), tables.during_training(study))  # noqa: E731
+    NotebookRun(ABOUT, study).finish()
+    result, before = findings.read_json(findings.results_folder("scenes", "laptop") / f"{NOTEBOOK}.json"), measured()
+    for models in ([one | {"notebook": name} for one in result["models"]] for name in ("02", "03", "03")):
+        store.publish(tmp_path, models, publish.UNREAD)
+    assert len(pd.read_parquet(tmp_path / "pairs-2-sh-po-ex.2.parquet")) == 4 * 180, "each model once"
+    assert {*pd.read_parquet(tmp_path / "evaluations.0.parquet")}.isdisjoint(publish.UNREAD["evaluations"])
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_kept", lambda name, recipe, make: store.published(tmp_path, runs.run_key(recipe), name))
+        for old, new in zip(before, measured(), strict=True):
+            assert new[["pair_id", "subset", "seed"]].equals(old[["pair_id", "subset", "seed"]])
+            assert abs(tables.pool(old)["clipmem"].mean() - tables.pool(new)["clipmem"].mean()) < 1e-4
+    publish.keep_live(tmp_path, result["models"][:2])
+    f, g = (train.fresh(trained, data).eval() for _ in "fg")
+    for model, role in ((f, "f"), (g, "g")):
+        model.load_state_dict({n: w.float() for n, w in load_file(tmp_path / f"{role}.safetensors").items()})
+    now = scores.in_out(*(scores.measure(one, trained, data, 2) for one in (f, g)), data, 0)
+    was, told = before[0].query("seed == 0 and subset != 'shared'"), findings.read_json(tmp_path / "g.json")
+    assert abs(scores.memorization(now)["clipmem"] - was["clipmem"].to_numpy()).max() < 0.01
+    assert told["token_ids"] == data.token_ids.tolist() and told["recipe"]["trained_on"] == ["shared", "independent"]
+    store.publish(tmp_path, [{"notebook": name, "key": "new"} for name in ("02", "03")], publish.UNREAD)
+    assert findings.read_json(tmp_path / "index.json")["models"] == [] == [*tmp_path.glob("*.parquet")]
+    assert sum(path.stat().st_size for path in ROOT.glob("figures/*/scores/*")) < 25e6
 
 
 def test_no_committed_page_is_stale_and_every_link_leads_somewhere():

@@ -14,7 +14,7 @@ from joblib import cpu_count
 from safetensors.torch import load_file
 from test_data import columns, write_parquet
 
-from lib import runs, train
+from lib import runs, store, train
 from lib.data import prepare
 from lib.photos import DataError
 from lib.recipes import CONDITIONS, all_models, depends_on, f_and_g
@@ -27,7 +27,7 @@ KILLED = """if True:  # after two of four epochs
 """
 
 
-def test_what_is_in_the_store_is_not_made_again_until_it_is_forgotten():
+def test_what_is_in_the_store_is_not_made_again_until_it_is_forgotten_and_tables_need_no_weights(monkeypatch):
     recipes, found, calls = f_and_g(ONCE, 0), [], []
     for forgotten in (False, False, True):
         if forgotten:
@@ -37,6 +37,11 @@ def test_what_is_in_the_store_is_not_made_again_until_it_is_forgotten():
         runs.cached("test", recipes[0], lambda model, recipe: calls.append(recipe) or runs.history(recipe))
         found.append([(runs.run(recipe) / "DONE").stat().st_mtime_ns for recipe in recipes])
     assert found[0] == found[1] and not set(found[1]) & set(found[2]) and len(calls) == 2
+    before = [runs.history(recipes[0]), runs.evaluations(recipes[0])]
+    store.remove("run")
+    monkeypatch.setattr(train, "train", None)
+    after = [runs.history(recipes[0]), runs.evaluations(recipes[0])]
+    assert all(old.equals(new) for old, new in zip(before, after, strict=True)) and len(runs.missing(recipes)) == 2
 
 
 def test_a_run_that_is_killed_is_continued_to_the_same_bits(own_store, tmp_path, monkeypatch):

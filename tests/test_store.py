@@ -19,7 +19,7 @@ def test_damaged_data_models_and_scores_are_noticed_and_made_again(own_store, tm
         return [table, runs.history(BRIEF), runs.evaluations(BRIEF)]
 
     before = measured()
-    for file in ("run/*/weights.safetensors", "run/*/DONE", "data/*/images.bin", "score/*/table.parquet"):
+    for file in ("run/*/weights.safetensors", "run/*/DONE", "data/*/images.bin", "score/*-test/table.parquet"):
         (path,) = own_store.glob(file)
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1

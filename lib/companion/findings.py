@@ -19,7 +19,7 @@ from lib.stats import LEVEL, Estimate, verdict
 NOT_JUDGED = "not judged"  # the verdict on everything at scale smoke
 NUMBERS = ("value", "low", "high", "p", "smallest_detectable")
 OF_OUR_CLAIMS = {"reproduced": "supported", "contradicted": "not supported"}  # a claim that no paper makes
-DECIDED = ("reproduced", "contradicted", "supported", "not supported", "negligible")
+HELD = {"reproduced": 1, "supported": 1, "contradicted": -1, "not supported": -1, "negligible": 0}  # what is decided
 ADJUSTED = "inconclusive (adjusted)"  # the verdict on what is decided by itself, and not among all claims
 
 
@@ -91,10 +91,11 @@ def reference_folder(dataset: str, scale: str) -> Path:
     return store.ROOT / "figures" / f"{short_name(dataset)}-{scale}"
 
 
-def record(found: Sequence[dict], figures: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Write the results file of a notebook, its last act, by which run_all.sh knows that it is done."""
-    path = results_folder(about["dataset"], about["scale"]) / f"{about['notebook']}.json"
-    store.write_json(path, {"about": dict(about), "figures": list(figures), "findings": list(found)})
+def record(found: Sequence[dict], figures: Sequence[str], about: Mapping, models: Sequence[dict] = ()) -> None:
+    """Write the results file of a notebook, its last act, by which run_all.sh knows that it is done. `models`: of those
+    that it read condition, seed, role ("f" or "g") and the key of the run."""
+    path, result = results_folder(about["dataset"], about["scale"]), {"about": dict(about), "figures": list(figures)}
+    store.write_json(path / f"{about['notebook']}.json", result | {"findings": list(found), "models": list(models)})
 
 
 def adjust(rows: Sequence[dict]) -> list[dict]:
@@ -111,7 +112,7 @@ def read_reference(folder: Path) -> pd.DataFrame:
     `published`: the verdict that counts, ADJUSTED where the adjusted p value is above 5 %."""
     rows = pd.DataFrame(read_json(folder / "findings.json"))
     rows = rows.astype(dict.fromkeys((*NUMBERS, "p_adjusted"), float)).assign(set=folder.name)
-    lost = rows["verdict"].isin(DECIDED) & (rows["p_adjusted"] > 1 - LEVEL)
+    lost = rows["verdict"].isin(HELD) & (rows["p_adjusted"] > 1 - LEVEL)
     return rows.assign(published=rows["verdict"].mask(lost, ADJUSTED))
 
 
@@ -119,6 +120,17 @@ def all_references() -> pd.DataFrame:
     """Return all published findings, one row each."""
     tables = [read_reference(path.parent) for path in sorted(store.ROOT.glob("figures/*/findings.json"))]
     return pd.concat(tables, ignore_index=True).sort_values(["finding", "set"], ignore_index=True)
+
+
+def agreement(first: str, second: str) -> list[int]:
+    """Return how many claims two folders of figures/ could both test, and on how many of these their published verdicts
+    are equal (inconclusive, whatever made it so), their values have one sign, and their verdicts are opposite."""
+    rows = all_references().query("verdict != 'not testable'")
+    rows["side"] = rows["published"].map(HELD).fillna(9)  # 9: undecided
+    one, other = (rows.loc[rows["set"] == name, ["finding", "side", "value"]] for name in (first, second))
+    both = one.merge(other, on="finding", suffixes=("", "_2"))
+    sides, same = both["side"] * both["side_2"], both["side"] == both["side_2"]
+    return [len(both), *map(int, (same.sum(), (both["value"] * both["value_2"] > 0).sum(), (sides == -1).sum()))]
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:

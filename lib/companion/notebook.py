@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from lib import model as models
 from lib import runs, store
 from lib.companion import figures, findings
 from lib.data import Dataset, prepare
-from lib.recipes import SCALES, Recipe, Study, all_models
+from lib.recipes import SCALES, Recipe, Study, all_models, f_and_g
 from lib.stats import Estimate
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
@@ -65,8 +66,11 @@ class NotebookRun:
 
     def finish(self) -> pd.DataFrame:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
-        found = [self.found[name] for name in sorted(self.found)]
-        findings.record(found, self.figures, self.about)
+        found, models = [self.found[name] for name in sorted(self.found)], list[dict]()
+        for (name, base), seed in product(self.study.conditions.items(), self.study.seeds) if self.study else ():
+            for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
+                models.append({"condition": name, "seed": seed, "role": role, "key": runs.run_key(recipe)})
+        findings.record(found, self.figures, self.about, models)
         columns = ["verdict", "claim", "statistic", *findings.NUMBERS, "reason"]
         return pd.DataFrame(found, sorted(self.found), columns).round(4)
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
+from safetensors.torch import load_file, save
 
 from lib import store
 from lib.companion import findings
+from lib.data import prepare
 from lib.photos import PRESETS
+from lib.recipes import DataConfig
 
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
@@ -21,6 +24,9 @@ CHANGES = {  # of the text of an executed notebook: its links lead from notebook
     r"\]\((\d\w+)\.ipynb\)": r"](../../scenes-laptop/executed/\1.md)",
     r"\n{3,}": "\n\n",
 }
+LIVE = ("scenes", "laptop", "02", 0)  # data set, scale, notebook and seed of the models that are published themselves
+# Of tables of scores, the columns that no figure and no claim reads, so that they are not published
+UNREAD = {"pairs-po-ex": ["plain", "similarity", "loss"], "evaluations": ["plain", "probability", "distance_image"]}
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
 
 
@@ -60,9 +66,12 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
         store.write_bytes(reference / file, (own / file).read_bytes())
     path, names = reference / "findings.json", [one["notebook"] for one in about]
     rows = [row for row in findings.read_json(path) if row["notebook"] not in names] if path.is_file() else []
-    rows = [row for row in rows if "withdrawn" not in findings.claims()[row["finding"]]]
     rows += [row for result in found for row in result["findings"]]
+    rows = [row for row in rows if "withdrawn" not in findings.claims()[row["finding"]]]
     store.write_json(path, findings.adjust(sorted(rows, key=lambda row: (row["notebook"], row["finding"]))))
+    models = [model | {n: one["about"][n] for n in ("notebook", "commit")} for one in found for model in one["models"]]
+    store.publish(reference / "scores", models, UNREAD)
+    keep_live(reference / "live", [m for m in models if (dataset, scale, m["notebook"][:2], m["seed"]) == LIVE])
     for name in [name for name in notebooks if dataset == "scenes" and name != OWN_MODELS]:  # captions of our own
         text = executed_page(executed / f"{name}.ipynb")
         store.write_bytes(reference / "executed" / f"{name}.md", text.encode())
@@ -71,11 +80,22 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     return reference
 
 
+def keep_live(folder: Path, models: Sequence[dict]) -> None:
+    """Write models to play with: weights in half precision, and as JSON the recipe and the token ids."""
+    for model in models:
+        run, path = store.root() / "run" / model["key"], folder / f"{model['role']}.safetensors"
+        store.write_bytes(path, save({n: w.half() for n, w in load_file(run / "weights.safetensors").items()}))
+        recipe = findings.read_json(run / "about.json")["recipe"]
+        ids = prepare(DataConfig(**recipe["data"] | {"caption_columns": ()})).token_ids.tolist()
+        store.write_json(path.with_suffix(".json"), {"recipe": recipe, "token_ids": ids})
+
+
 def pages() -> dict[Path, str]:
     """Return the generated pages, by path: figures/README.md, with all claims, and the page of each data set."""
-    rows, claims = findings.all_references().to_dict("records"), TEMPLATES.get_template("claims.md.j2")
+    rows, both = findings.all_references().to_dict("records"), ("scenes-laptop", "flickr8k-laptop")
+    told = {"rows": rows, "claims": findings.claims(), "both": both, "agreement": findings.agreement(*both)}
     own = {path.with_name("README.md"): gallery(path.parent) for path in store.ROOT.glob("figures/*/findings.json")}
-    return {store.ROOT / "figures" / "README.md": claims.render(rows=rows, claims=findings.claims()), **own}
+    return {store.ROOT / "figures" / "README.md": TEMPLATES.get_template("claims.md.j2").render(told), **own}
 
 
 def gallery(folder: Path) -> str:
