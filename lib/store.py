@@ -110,11 +110,12 @@ def remove(kind: str, key: str = "") -> None:
 def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[str]]) -> None:
     """Merge the scores of models, dicts with a `notebook` and the `key` of the run, into a folder of scores. What this
     holds of other notebooks stays. Scores become float16; columns that are `unread`, by table, are left out. A file
-    holds one table of many models, told apart by a column `key`, and index.json lists all models and files."""
+    holds one table of the models that a notebook added, told apart by a column `key`. index.json lists all."""
     path, notebooks = folder / "index.json", {model["notebook"] for model in models}
     old = json.loads(path.read_text()) if path.is_file() else {"models": [], "files": {}}
     models = [*(model for model in old["models"] if model["notebook"] not in notebooks), *models]
-    keys, tables, files = {model["key"] for model in models}, dict[tuple[str, str], pd.DataFrame](), dict[str, str]()
+    keys = {model["key"]: model["notebook"][:2] for model in reversed(models)}  # of the first notebook that has it
+    tables, files = dict[tuple[str, str], pd.DataFrame](), dict[str, str]()
     for file, name in old["files"].items():
         tables |= {(name, key): rows for key, rows in pd.read_parquet(folder / file).groupby("key")}
     for entry in (root() / "score").glob(f"*/{DONE}"):
@@ -126,9 +127,10 @@ def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[
             tables[name, key] = table.astype(dict.fromkeys(table.select_dtypes("float"), kind))
     stacked: dict[tuple, list[pd.DataFrame]] = {}
     for name, key in sorted(name_and_key for name_and_key in tables if name_and_key[1] in keys):
-        stacked.setdefault((name, *tables[name, key]), []).append(tables[name, key])  # those with the same columns
-    for (name, *_), parts in stacked.items():
-        table, file = pd.concat(parts), f"{name}.{len(files)}.parquet"
+        stacked.setdefault((keys[key], name, *tables[name, key]), []).append(tables[name, key])  # with equal columns
+    for (notebook, name, *_), parts in stacked.items():
+        same = sum(file.startswith(f"{notebook}-{name}.") for file in files)
+        table, file = pd.concat(parts), f"{notebook}-{name}.{same}.parquet"
         packed = {column: PACKED[str(kind)] for column, kind in table.dtypes.items() if str(kind) in PACKED}
         how = {"use_dictionary": [*table.columns.difference(packed)], "row_group_size": 20_000}  # to read few at a time
         write_bytes(folder / file, table.to_parquet(index=False, compression="zstd", column_encoding=packed, **how))
@@ -142,7 +144,7 @@ def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[
 def published(folder: Path, key: str, name: str) -> pd.DataFrame | None:
     """Return the table `name` of the model whose run had this key, from a folder of `publish`; None where it has none.
     Which key that was is in index.json. Half precision becomes double."""
-    for file in folder.glob(f"{name}.*.parquet"):
+    for file in folder.glob(f"??-{name}.*.parquet"):
         if len(found := pd.read_parquet(file, filters=[("key", "==", key)]).drop(columns="key")):
             return found.astype(dict.fromkeys(found.select_dtypes("float16"), "float64"))
     return None

@@ -108,8 +108,8 @@ def test_published_scores_and_models_give_the_same_memorization_without_training
     result, before = findings.read_json(findings.results_folder("scenes", "laptop") / f"{NOTEBOOK}.json"), measured()
     for models in ([one | {"notebook": name} for one in result["models"]] for name in ("02", "03", "03")):
         store.publish(tmp_path, models, publish.UNREAD)
-    assert len(pd.read_parquet(tmp_path / "pairs-2-sh-po-ex.2.parquet")) == 4 * 180, "each model once"
-    assert {*pd.read_parquet(tmp_path / "evaluations.0.parquet")}.isdisjoint(publish.UNREAD["evaluations"])
+    assert len(pd.read_parquet(tmp_path / "02-pairs-2-sh-po-ex.0.parquet")) == 4 * 180, "each model once"
+    assert {*pd.read_parquet(tmp_path / "02-evaluations.0.parquet")}.isdisjoint(publish.UNREAD["evaluations"])
     with monkeypatch.context() as patch:
         patch.setattr(runs, "_kept", lambda name, recipe, make: store.published(tmp_path, runs.run_key(recipe), name))
         for old, new in zip(before, measured(), strict=True):
