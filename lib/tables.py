@@ -118,28 +118,6 @@ def utilities(study: Study, labelled: list[Labelled], conditions: Sequence[str] 
     return found.drop(columns="role").rename(columns={"item": "pair_id"})
 
 
-def early_stopping(study: Study, condition: str = "CLIP") -> pd.DataFrame:
-    """Return mean CLIPMem of the pool and retrieval of f along a training: seed, epoch, clipmem, bits, and floor, the
-    standard deviation of f - g over external pairs. Retrieval is in the first gallery of `utility.utilities`."""
-    found = during_training(study, condition).groupby(["subset", "seed", "epoch"])["clipmem"]
-    along = pd.DataFrame({"clipmem": found.mean()["pool"], "floor": found.std()["external"]}).reset_index()
-    bits = collect(study, runs.history, [condition], roles="f")[["seed", "epoch", "bits"]].dropna()
-    return along.merge(bits, on=["seed", "epoch"])
-
-
-def gain_over_short_training(found: pd.DataFrame, line: Sequence[str], name: str) -> stats.Estimate:
-    """Return a condition's bits minus those of plain training that was planned to be so short that it memorizes as
-    much: the mean over the seeds. `found`: condition, seed, clipmem (mean of the pool), bits and n, the test pairs.
-    `line`: the plain conditions, between which it is interpolated, from a random order before training on."""
-    gains = []
-    for _, one in found.groupby("seed"):
-        one = one.set_index("condition")
-        points = one.loc[list(line)].sort_values("clipmem")
-        here, there = [0.0, *points["clipmem"]], [CHANCE_BITS, *points["bits"]]
-        gains.append(one["bits"][name] - np.interp(one["clipmem"][name], here, there))
-    return stats.over_seeds(gains, int(found["n"].iloc[0]))
-
-
 def at_matched_utility(history: pd.DataFrame, value: str, share: float = 1.0) -> pd.DataFrame:
     """Return `value` of every condition and seed where its probe first reaches a `share` of the best of the weakest
     one: condition, seed, `value`, probe (the common level), and `beyond`: whether its curve begins above this level.
