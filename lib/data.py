@@ -132,8 +132,7 @@ def split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
 
 
 def load(config: DataConfig) -> RawPairs:
-    """Return all pairs of a data set, from the store or made now; of scenes, shards and the Hub as many as the five
-    subsets need. Raise DataError."""
+    """Return all pairs of a data set, of scenes, shards and the Hub as many as are needed. Raise DataError."""
     count = sum(config.sizes().values())
     if config.dataset == "scenes":
         code = [store.digest(Path(__file__).with_name(f"scenes.{kind}")) for kind in ("py", "json")]

@@ -148,8 +148,7 @@ def depends_on(recipe: Recipe) -> list[Recipe]:
 
 
 def all_models(conditions: Mapping[str, Recipe], seeds: Sequence[int]) -> list[Recipe]:
-    """Return f and g of every condition and seed (f alone where pairs are removed, or nothing is evaluated), and what
-    these depend on."""
+    """Return f and g (f alone where pairs are removed or nothing is evaluated) of all conditions, and their donors."""
     alone = {name for name, base in conditions.items() if base.remove or not base.evaluations}
     pairs = [f_and_g(base, seed)[: 1 if name in alone else 2] for name, base in conditions.items() for seed in seeds]
     return list(dict.fromkeys(other for pair in pairs for one in pair for other in (*depends_on(one), one)))
@@ -200,8 +199,7 @@ def attribution(base: Recipe) -> dict[str, Recipe]:
 
 
 def mitigations(base: Recipe) -> dict[str, Recipe]:
-    """Notebook 04: more captions, noise on text embeddings, words dropped, images augmented, short trainings; of scenes
-    also long ones, and as many pictures as there are captions; and removal, from data of which WRONG is captioned
+    """Notebook 04: ways to memorize less, and their controls; and removal, from data of which WRONG is captioned
     wrongly, with no shared pairs: so every training pair has a CLIPMem."""
     once, data, half = replace(base, evaluations=1), base.data, base.data.pool // 2
     scenes, trained, fifth = data.dataset == "scenes", data.shared + half, ceil(base.epochs / 5)

@@ -26,9 +26,9 @@ WEIGHT = 5.0  # beta and gamma
 TAU_OWN = 0.1  # tau_1: how fast a neighbour counts less, the farther it is
 TAU_PAIR = 5.0  # tau_2: the same, the worse its own image and caption agree
 # What is memorized -> the score it is the change of, and the sign of the change
-MEMORIZED = {"clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1)}
+MEMORIZED = {"clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1), "labelmem": ("probability", 1)}
+MEMORIZED["sslmem"] = ("distance_image", -1)
 Held = tuple[Tensor, Tensor, Tensor]  # the last three arguments of `align`
-MEMORIZED |= {"labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
 
 
 # --- CLIPMem, SSLMem ---
@@ -79,8 +79,7 @@ def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Seq
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
     One row per pair of `subsets`, of shared pairs as many as the pool has: pair_id, subset, and under an objective
     with captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the image as it is), each the
-    mean of the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image`
-    (SSLMem)."""
+    mean of the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image`."""
     held, parts = held_out(data), []
     if recipe.reads_captions:
         held_image, held_text = embed_pairs(model, data, held)
@@ -132,16 +131,15 @@ def _alignment(model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, vie
 def by_caption(model: CLIP, data: Dataset) -> pd.DataFrame:
     """Return how one model reads the C captions of every pool and external pair: pair_id, subset; `contrast_0` and so
     on, the alignment of the image as it is with each caption, NaN where a picture has fewer; and what SSLMem compares,
-    `distance_text` of the captions (NaN for one) and `distance_image` of as many views of the image."""
+    `distance_text` of the captions (NaN for one, or fewer than C) and `distance_image` of C views of the image."""
     rows, held = np.concatenate([data.subsets[name] for name in CORRUPTED]), held_out(data)
     images, of_held = embed_images(model, data.images, rows), (*embed_pairs(model, data, held), positions(rows, held))
     texts = torch.stack([embed_texts(model, data.tokens[rows, c]) for c in range(data.tokens.shape[1])])
     count = torch.tensor([len(data.captions[row]) for row in rows])
-    contrasts = [
-        align(images, text, *of_held).contrast.masked_fill(count <= c, torch.nan) for c, text in enumerate(texts)
-    ]
-    found = {f"contrast_{c}": contrast for c, contrast in enumerate(contrasts)}
-    found["distance_text"] = distance(texts) if len(texts) > 1 else torch.full((len(rows),), torch.nan)
+    found = {f"contrast_{c}": align(images, text, *of_held).contrast for c, text in enumerate(texts)}
+    found = {name: value.masked_fill(count <= c, torch.nan) for c, (name, value) in enumerate(found.items())}
+    apart = distance(texts) if len(texts) > 1 else torch.full((len(rows),), torch.nan)
+    found["distance_text"] = apart.masked_fill(count < len(texts), torch.nan)  # the tokens of fewer are repeated
     found["distance_image"] = distance(embed_images(model, data.images, rows, max(2, len(texts)), other_view))
     return as_table(data, rows, found).assign(subset=data.table.loc[rows, "subset"].to_numpy())
 
@@ -168,14 +166,10 @@ def in_out(f: pd.DataFrame, g: pd.DataFrame, data: Dataset, seed: int) -> pd.Dat
 
 
 def memorization(found: pd.DataFrame) -> pd.DataFrame:
-    """Add to a table of `in_out` what is memorized: clipmem (of `contrast`), clipmem_plain, and clipmem_normalised,
-    which is divided by its range over the pool as in the paper; or labelmem, or sslmem."""
+    """Add to a table of `in_out` what is memorized: clipmem (of `contrast`), clipmem_plain, labelmem, sslmem."""
     for name, (score, sign) in MEMORIZED.items():
         if f"{score}_in" in found:
             found[name] = sign * (found[f"{score}_in"] - found[f"{score}_out"])
-    if "clipmem" in found:
-        pool = found.loc[found["subset"] == "pool", "clipmem"]
-        found["clipmem_normalised"] = found["clipmem"] / (pool.max() - pool.min())
     return found
 
 

@@ -67,9 +67,8 @@ def pool(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_caption(study: Study) -> pd.DataFrame:
-    """Return how the plain models remember the pool and external pairs in other words: seed, pair_id, subset, member,
-    the truth; CLIPMem with the caption that was trained, `trained`, with the picture's other captions, `others` (NaN
-    where there are none), and with all of them, `all`; and SSLMem of both encoders, `text` and `image`."""
+    """Return how the plain models remember pool and external pairs in other words: CLIPMem with the trained caption,
+    `trained`, the picture's other captions, `others` (NaN: none), and `all`; SSLMem of both encoders, `text`, `image`."""
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         return scores.by_caption(model, prepare(recipe.data))

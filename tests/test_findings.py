@@ -27,6 +27,9 @@ def test_a_claim_has_its_words_and_side_from_the_claims_and_says_why_it_cannot_b
     assert findings.decide("2b", ESTIMATE, ABOUT, detail="final loss")["statistic"].endswith(" (final loss)")
     gated = findings.decide("1e", ESTIMATE, ABOUT, gate="the control fails")
     assert (gated["verdict"], gated["reason"], gated["value"]) == ("not testable", "the control fails", 0.25)
+    within = findings.decide("2h", replace(ESTIMATE, value=0.01, low=-0.1, error=0.05, df=20, over="seeds"), ABOUT)
+    assert (within["verdict"], within["over"], within["p"]) == ("supported", "seeds", pytest.approx(0.0055, abs=1e-4))
+    assert findings.of_paper("1a") and not findings.of_paper("2h"), "the paper speaks of 2h and claims the contrary"
     few = findings.decide("2a", replace(ESTIMATE, seeds=1), ABOUT)
     assert few["verdict"] == "not testable" and "seed" in few["reason"]
     smoke = findings.decide("2a", ESTIMATE, ABOUT | {"scale": "smoke"}, gate="no classes")
@@ -36,14 +39,29 @@ def test_a_claim_has_its_words_and_side_from_the_claims_and_says_why_it_cannot_b
 
 
 def test_every_claim_is_complete_and_those_withdrawn_are_not_shown():
+    always = {"claim", "statistic", "test", "side", "paper"}
+    some = {"withdrawn", "margin", "ours", "prediction", "power"}
     for name, entry in findings.claims().items():
-        assert entry.keys() - {"withdrawn"} == {"claim", "statistic", "test", "side", "paper"}, name
-        assert entry["side"] in ("above", "below") and all(entry[part] for part in ("claim", "statistic", "test")), name
+        assert always <= entry.keys() <= always | some and all(entry[part] for part in always - {"paper"}), name
+        assert entry["side"] in ("above", "below", "within") and ("prediction" in entry) == ("power" in entry), name
+        assert ("margin" in entry) == (entry["side"] == "within" or name in ("1a", "4c")), name
     words = [entry["claim"] for entry in findings.claims().values()]
-    assert len(set(words)) == len(words)
+    assert len(set(words)) == len(words) and sum("withdrawn" not in entry for entry in findings.claims().values()) == 47
+    powers = [entry["power"] for entry in findings.claims().values() if "prediction" in entry]
+    assert np.mean([power[:2] in (".8", ".9") for power in powers]) >= 0.75, powers
     table = findings.claims_table("03")
-    assert table.index.tolist() == ["3a", "3b", "3c", "3d", "3e"] and [*table] == ["claim", "holds when", "the paper"]
+    assert [*table.index] == [f"3{letter}" for letter in "abcdefg"] and [*table] == ["claim", "holds when", "the paper"]
     assert "6k" in findings.claims() and not {"6k", "6q"} & {*findings.claims_table("06").index}
+
+
+def test_a_verdict_counts_that_is_significant_among_all_claims_of_its_set(tmp_path):
+    verdicts = {"2a": "reproduced", "2b": "inconclusive", "2d": "contradicted", "2i": "not testable"}
+    given = zip(verdicts.items(), (0.04, 0.2, 0.01, 0.001), strict=True)
+    rows = [findings.decide(name, ESTIMATE, ABOUT) | {"verdict": verdict, "p": p} for (name, verdict), p in given]
+    store.write_json(tmp_path / "findings.json", findings.adjust(rows))
+    found = findings.read_reference(tmp_path).set_index("finding")
+    assert found["p_adjusted"].tolist() == pytest.approx([0.04 * 3 / 2, 0.2, 0.01 * 3, np.nan], nan_ok=True)
+    assert found["published"].to_dict() == verdicts | {"2a": findings.ADJUSTED} and set(found["set"]) == {tmp_path.name}
 
 
 def test_a_notebook_records_its_figures_and_verdicts():

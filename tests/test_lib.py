@@ -12,7 +12,7 @@ SCIENCE, COMPANION = (sorted((ROOT / folder).glob("*.py")) for folder in ("lib",
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in [*SCIENCE, *COMPANION]}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 HIGHEST = 5  # level
-LIMITS = {"lib/*.py": 3300, "lib/companion/*.py": 1160, "lib/**/*.py": 4260, "tests/*.py": 4070, "run_all.sh": 60}
+LIMITS = {"lib/*.py": 3450, "lib/companion/*.py": 1190, "lib/**/*.py": 4440, "tests/*.py": 4220, "run_all.sh": 60}
 
 
 def lines(path: Path) -> int:

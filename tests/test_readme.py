@@ -90,11 +90,15 @@ def test_a_row_is_yes_where_every_claim_of_the_paper_is_reproduced_on_all_sets(r
 @pytest.mark.parametrize("row", "12340")
 def test_every_sentence_that_states_a_verdict_names_its_claims_and_these_found_what_it_says(row):
     for claim in CITED.findall(said(row)):
-        assert REFERENCE[claim].to_dict() == SAID[claim], f"{claim}: read the sentence in README again, then change SAID"
+        assert REFERENCE[claim].to_dict() == SAID[claim], (
+            f"{claim}: read the sentence in README again, then change SAID"
+        )
 
 
 def test_no_notebook_states_a_result_that_it_does_not_compute():
     for path in ROOT.glob("notebooks/*.ipynb"):
-        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+        cells = [
+            cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"
+        ]
         text = "\n".join("".join(cell["source"]) for cell in cells)
         assert not re.search(r"\b(we|it) (found|turned out)\b|our (reference )?runs? (shows?|found)", text), path

@@ -82,6 +82,24 @@ def test_scores_are_of_the_trained_captions_among_the_clean_external_pairs(data,
         assert measured["similarity"] == pytest.approx(np.mean([float(plain_image @ one) for one in texts]), abs=1e-5)
 
 
+def test_scores_by_caption_are_of_images_as_they_are_and_missing_where_there_are_fewer_captions(data):
+    rows, held = np.concatenate([data.subsets["pool"], data.subsets["external"]]), scores.held_out(data)
+    model, pictures, captions = made(data), torch.from_numpy(data.images), [*data.captions]
+    captions[rows[3]] = captions[rows[3]][:2]  # of five
+    found = scores.by_caption(model, replace(data, captions=captions))
+    seen, held_image = (image(model, normalise(pictures[some])) for some in (rows, held))
+    texts = [text(model, data, rows, caption) for caption in range(5)]
+    for place, caption, own in ((3, 1, -1), (5, 4, -1), (rows.tolist().index(held[5]), 2, 5)):
+        asked = seen[place][None], texts[caption][place], held_image, text(model, data, held), own
+        assert found[f"contrast_{caption}"][place] == pytest.approx(naive_alignment(*asked)[1], abs=1e-5)
+    missing = ["contrast_2", "contrast_3", "contrast_4", "distance_text"]
+    assert found.isna().to_numpy().sum() == 4 and found.loc[3, missing].isna().all()
+    views = [image(model, other_view(pictures[rows], seeded(view))) for view in range(5)]
+    for name, own in (("distance_text", texts), ("distance_image", views)):
+        apart = np.mean([np.linalg.norm(a - b, axis=1) for a, b in combinations(own, 2)], axis=0)
+        assert found[name].drop(3).tolist() == pytest.approx(np.delete(apart, 3).tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize("objective", COLUMNS)
 def test_columns_follow_the_objective_and_no_number_depends_on_the_subsets_asked_for(data, objective):
     model, recipe, subsets = made(data, objective), replace(TINY, objective=objective), ("shared", "pool", "external")
@@ -134,8 +152,6 @@ def test_memorization_is_what_changes_for_the_pair_in_the_direction_of_its_score
     for name, (score, sign) in signs.items():
         found = scores.memorization(table.assign(**{f"{score}_in": [0.5, 0.1, 0.9], f"{score}_out": 0.1}))
         assert found[name].tolist() == pytest.approx([0.4 * sign, 0, 0.8 * sign])
-        if name == "clipmem":
-            assert found["clipmem_normalised"].tolist() == pytest.approx([1, 0, 2])  # the range of the pool is .4
 
 
 @pytest.mark.parametrize("rule", ["clipmem", "held-out similarity", "early loss"])
@@ -197,6 +213,8 @@ def test_unitmem_and_classmem_equal_naive_ones(data, monkeypatch):
         own = found[found["layer"] == layer + 1]
         assert own["unit"].tolist() == list(range(256)) and own[["unitmem", "classmem"]].stack().between(0, 1).all()
         assert own["unitmem"].tolist() == pytest.approx([selectivity(unit) for unit in means.T], abs=1e-4)
+        by_median = [selectivity([max(unit), sorted(unit)[4]]) for unit in means.T]  # the fifth of nine
+        assert own["unitmem_median"].tolist() == pytest.approx(by_median, abs=1e-4)
         assert own["classmem"].tolist() == pytest.approx([selectivity(unit) for unit in classes.T], abs=1e-4)
     without_classes = replace(data, targets=data.targets[:, :0])
     assert scores.unit_scores(model, without_classes, rows, 1)["classmem"].isna().all()

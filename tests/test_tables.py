@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from lib import runs, scores, tables
 from lib.recipes import CORRUPTED, OBJECTIVES, Study, f_and_g
 from lib.tables import CHANCE_BITS, TRUTH
-from lib.utility import GALLERY, Labelled
+from lib.utility import Labelled
 
 
 @pytest.fixture
@@ -60,7 +60,6 @@ def test_scores_of_pairs_are_differences_taken_by_hand(make, data):
         part, pool = of(found, condition, seed), (f["subset"] == "pool").to_numpy()
         raw = saw_minus_did_not(data, f["contrast"], g["contrast"], seed)
         expected = {"clipmem": raw, "clipmem_plain": saw_minus_did_not(data, f["plain"], g["plain"], seed)}
-        expected |= {"clipmem_normalised": raw / np.ptp(raw[pool])}
         expected |= {"loss_in": np.where(part["member"] == -1, g["loss"], f["loss"])}
         assert_allclose(part[list(expected)], pd.DataFrame(expected), atol=1e-12)
         assert part["member"].abs().eq(pool).all()
@@ -79,10 +78,6 @@ def test_what_was_recorded_along_training_and_the_baselines(make, data):
     assert last["loss"].unique() == pytest.approx(history.query("epoch == 2")["loss"].mean())
     assert history[["loss", "lr", "probe", "bits", "unitmem_1", "unitmem_2"]].notna().all().all()
     assert tables.during_training(study, "transplant")["epoch"].unique().tolist() == [1, 2]
-    stopped = tables.early_stopping(study).iloc[1]
-    assert stopped["clipmem"] == pytest.approx(tables.pool(last)["clipmem"].mean())
-    assert stopped["floor"] == pytest.approx(last.loc[last["subset"] == "external", "clipmem"].std())
-    assert stopped["bits"] == history.query("epoch == 2 and role == 'f'")["bits"].item()
 
 
 def test_scores_are_kept_and_utility_is_measured_anew_on_other_images(make, monkeypatch):
@@ -136,16 +131,6 @@ def test_mitigations_are_compared_with_plain_clip_by_seed_and_item():
     assert tables.paired_difference(*both, "drop").value == pytest.approx(np.mean(drops))
 
 
-def test_early_stopping_is_read_where_it_has_memorized_as_much(monkeypatch):
-    curve = pd.DataFrame({"seed": 0, "epoch": [1, 2], "clipmem": [0.2, 0.4], "bits": [3.0, 4.0]})
-    curves = pd.concat([curve, curve.assign(seed=1, bits=[2.0, 3.0])])
-    monkeypatch.setattr(tables, "early_stopping", lambda study: curves)
-    pairs = pd.DataFrame({"condition": "x", "seed": [0, 1], "pair_id": 7, "subset": "pool", "clipmem": [0.3, 0.1]})
-    useful = pd.DataFrame({"condition": "x", "seed": [0, 0, 1, 1], "pair_id": [0, GALLERY] * 2})
-    found = tables.gain_over_early_stopping(None, pairs, useful.assign(bits=[5.0, 99.0, 4.0, 99.0]), "x")
-    assert found.value == pytest.approx(((5 - 3.5) + (4 - (CHANCE_BITS + 2) / 2)) / 2)
-
-
 def test_values_are_compared_at_the_utility_that_all_reach():
     curves = {  # (probe, unitmem) by evaluation
         "supervised": [(0.2, 0.1), (0.4, 0.2), (0.8, 0.6), (0.6, 0.9)],  # reaches .5 a quarter of the way from .4 to .8
@@ -158,3 +143,6 @@ def test_values_are_compared_at_the_utility_that_all_reach():
     found = tables.at_matched_utility(pd.concat([other, history]).sample(frac=1, random_state=0), "unitmem")
     found = found.set_index(["condition", "seed"]).loc[[*product(curves, (0, 1))]]
     assert_allclose(found[["unitmem", "probe"]].T, [[0.3, 0.6, 0.4, 0.8, 0.3, 0.6], [0.5, 0.25] * 3])
+    assert found["beyond"].tolist() == [False] * 4 + [True] * 2
+    lower = tables.at_matched_utility(history, "unitmem", share=0.8).set_index("condition").loc[[*curves]]  # at .4
+    assert_allclose(lower[["unitmem", "beyond"]].astype(float).T, [[0.2, 0.3, 0.3], [0, 0, 1]])

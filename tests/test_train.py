@@ -115,13 +115,15 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_history_and_evaluations_record_what_they_say(data, tmp_path):
+    trained(replace(TINY, evaluations=0), data, tmp_path)
+    assert pd.read_parquet(tmp_path / "evaluations.parquet").empty
     trained(TINY, data, tmp_path)
     history, found = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("history", "evaluations"))
     assert history["epoch"].tolist() == [1, 2, 3, 4] and found["epoch"].tolist() == [2, 2, 4, 4]
     assert history["asked"].notna().tolist() == [False, True, False, True]
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] < 1.3 * np.log(TINY.batch)
     assert history["lr"].iloc[-1] == train.learning_rate(TINY, 15, 16)  # 100 pairs are 4 steps of 25
-    epochs = [(15, 5, [3, 6, 9, 12, 15]), (5, 3, [2, 3, 5]), (2, 6, [1, 2]), (4, 1, [4])]
+    epochs = [(15, 5, [3, 6, 9, 12, 15]), (5, 3, [2, 3, 5]), (2, 6, [1, 2]), (4, 1, [4]), (4, 0, [])]
     assert all(train.evaluation_epochs(replace(TINY, epochs=n, evaluations=m)) == own for n, m, own in epochs)
 
 

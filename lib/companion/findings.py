@@ -30,9 +30,8 @@ def read_json(path: Path) -> Any:
 
 @cache
 def claims() -> dict[str, dict[str, Any]]:
-    """Return claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0, or "within" the
-    margin) and paper (what it says, "" for nothing). Some have a margin, or are `ours` although the paper speaks of it;
-    the newest have a prediction and their power; and what is no longer tested says why it was withdrawn."""
+    """Return claims.json: id of each claim -> claim, statistic, test, side ("above" or "below" 0, "within" the margin),
+    paper (what it says); some: margin, `ours` (though the paper speaks of it), prediction, power, withdrawn (why)."""
     return read_json(Path(__file__).with_name("claims.json"))
 
 
@@ -99,8 +98,7 @@ def record(found: Sequence[dict], figures: Sequence[str], about: Mapping, models
 
 
 def adjust(rows: Sequence[dict]) -> list[dict]:
-    """Return findings of one data set and scale with `p_adjusted`, by Benjamini and Hochberg over all that could be
-    tested, and None for others."""
+    """Return findings of one data set and scale with `p_adjusted`, by Benjamini and Hochberg over all testable ones."""
     tested = [row for row in rows if row["verdict"] != "not testable"]
     adjusted = false_discovery_control([row["p"] for row in tested])
     found = {row["finding"]: float(f"{p:.6g}") for row, p in zip(tested, adjusted, strict=True)}

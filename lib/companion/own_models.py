@@ -189,8 +189,7 @@ def of_study(recipe: recipes.Recipe) -> photos.Source:
 
 
 def membership(entry: str, source: photos.Source) -> pd.Series:
-    """Return which rows one model saw: by a boolean column, or by a text file with the number of a row on each line; ""
-    is unknown. Raise DataError."""
+    """Return which rows one model saw: by a boolean column, or a file of row numbers; "": unknown. Raise DataError."""
     if entry in ("", *source.columns):
         marks = [MARKS.get(str(mark).lower(), mark) for mark in photos.column(source, entry)] if entry else []
         marks = [None if mark != mark else mark for mark in marks]  # NaN
