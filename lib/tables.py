@@ -68,7 +68,7 @@ def pool(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_caption(study: Study) -> pd.DataFrame:
     """Return how the plain models remember pool and external pairs in other words: CLIPMem with the trained caption,
-    `trained`, the picture's other captions, `others` (NaN: none), and `all`; SSLMem of both encoders, `text`, `image`."""
+    `trained`, the picture's other ones, `others` (NaN: none), and `all`; SSLMem of the encoders, `text` and `image`."""
 
     def measure(model: CLIP, recipe: Recipe) -> pd.DataFrame:
         return scores.by_caption(model, prepare(recipe.data))
@@ -76,13 +76,10 @@ def by_caption(study: Study) -> pd.DataFrame:
     found = memorization(study, measure_all(study, "by-caption", measure, [study.plain]))
     names = [name.removesuffix("_in") for name in found if name.startswith("contrast_") and name.endswith("_in")]
     each = pd.DataFrame({name: found[f"{name}_in"] - found[f"{name}_out"] for name in sorted(names)})
-    read = {
-        "trained": each["contrast_0"],
-        "others": each.drop(columns="contrast_0").mean(axis=1),
-        "all": each.mean(axis=1),
-    }
+    others, mean = each.drop(columns="contrast_0").mean(axis=1), each.mean(axis=1)
     own = {side: found[f"distance_{side}_out"] - found[f"distance_{side}_in"] for side in ("text", "image")}
-    return found[["seed", "subset", "member", *TRUTH]].assign(**read, **own)
+    found = found[["seed", "subset", "member", *TRUTH]]
+    return found.assign(trained=each["contrast_0"], others=others, all=mean, **own)
 
 
 def during_training(study: Study, condition: str = "") -> pd.DataFrame:

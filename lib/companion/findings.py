@@ -116,7 +116,7 @@ def read_reference(folder: Path) -> pd.DataFrame:
 
 def all_references() -> pd.DataFrame:
     """Return all published findings, one row each."""
-    tables = [read_reference(path.parent) for path in sorted(store.ROOT.glob("figures/*/findings.json"))]
+    tables = map(read_reference, sorted(path.parent for path in store.ROOT.glob("figures/*/findings.json")))
     return pd.concat(tables, ignore_index=True).sort_values(["finding", "set"], ignore_index=True)
 
 
@@ -127,8 +127,8 @@ def agreement(first: str, second: str) -> list[int]:
     rows["side"] = rows["published"].map(HELD).fillna(9)  # 9: undecided
     one, other = (rows.loc[rows["set"] == name, ["finding", "side", "value"]] for name in (first, second))
     both = one.merge(other, on="finding", suffixes=("", "_2"))
-    sides, same = both["side"] * both["side_2"], both["side"] == both["side_2"]
-    return [len(both), *map(int, (same.sum(), (both["value"] * both["value_2"] > 0).sum(), (sides == -1).sum()))]
+    same, sides, signs = both["side"] == both["side_2"], *(both[x] * both[f"{x}_2"] for x in ("side", "value"))
+    return [len(both), *map(int, (same.sum(), (signs > 0).sum(), (sides == -1).sum()))]
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
