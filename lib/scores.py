@@ -131,16 +131,18 @@ def _alignment(model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, vie
 def by_caption(model: CLIP, data: Dataset) -> pd.DataFrame:
     """Return how one model reads the C captions of every pool and external pair: pair_id, subset; `contrast_0` and so
     on, the alignment of the image as it is with each caption, NaN where a picture has fewer; and what SSLMem compares,
-    `distance_text` of the captions (NaN for one, or fewer than C) and `distance_image` of C views of the image."""
+    `distance_text` of the captions (NaN for one) and `distance_image` of as many views as most have captions."""
     rows, held = np.concatenate([data.subsets[name] for name in CORRUPTED]), held_out(data)
     images, of_held = embed_images(model, data.images, rows), (*embed_pairs(model, data, held), positions(rows, held))
     texts = torch.stack([embed_texts(model, data.tokens[rows, c]) for c in range(data.tokens.shape[1])])
     count = torch.tensor([len(data.captions[row]) for row in rows])
     found = {f"contrast_{c}": align(images, text, *of_held).contrast for c, text in enumerate(texts)}
     found = {name: value.masked_fill(count <= c, torch.nan) for c, (name, value) in enumerate(found.items())}
-    apart = distance(texts) if len(texts) > 1 else torch.full((len(rows),), torch.nan)
-    found["distance_text"] = apart.masked_fill(count < len(texts), torch.nan)  # the tokens of fewer are repeated
-    found["distance_image"] = distance(embed_images(model, data.images, rows, max(2, len(texts)), other_view))
+    found["distance_text"] = torch.full((len(rows),), torch.nan)
+    for number in set(count.tolist()) - {1}:  # the tokens of fewer captions are repeated
+        found["distance_text"][count == number] = distance(texts[:number, count == number])
+    views = max(2, int(count.median()))
+    found["distance_image"] = distance(embed_images(model, data.images, rows, views, other_view))
     return as_table(data, rows, found).assign(subset=data.table.loc[rows, "subset"].to_numpy())
 
 

@@ -78,13 +78,9 @@ def clipmem(first, second="clean", by="corruption", where="subset == 'pool'"):
     return gap("02_wrong_captions", by, first, second, "clipmem", where)
 
 
-def over_baselines(model):
-    def value(folder):
-        rows = table(folder, "02_detection")
-        found = rows[rows["model"] == model].set_index("name")["value"]
-        return found["CLIPMem"] - found.drop("CLIPMem").max()
-
-    return value
+def over_baselines(folder):
+    rows = table(folder, "02_detection").query("model == 'trained on the pair'").set_index("name")["value"]
+    return rows["CLIPMem"] - rows.drop("CLIPMem").max()
 
 
 def trend(column, where):
@@ -105,15 +101,13 @@ def in_other_words(folder):
     return (rows["others"] / rows["trained"]).mean()
 
 
+def area(part, values):
+    return roc_auc_score(part["corruption"] == "swapped", values)
+
+
 def weighted_detector(folder):
     rows = table(folder, "02_wrong_captions").query("subset == 'pool' and corruption in ('swapped', 'clean')")
-    rows = rows.assign(wrong=rows["corruption"] == "swapped")
-    return over_seeds(
-        rows,
-        lambda one: (
-            roc_auc_score(one["wrong"], one["in"] / 2 - one["out"]) - roc_auc_score(one["wrong"], one["clipmem"])
-        ),
-    )
+    return over_seeds(rows, lambda one: area(one, one["in"] / 2 - one["out"]) - area(one, one["clipmem"]))
 
 
 def repeatable(folder):
@@ -141,9 +135,9 @@ def lead(folder):
     return (leads["as they are"] - leads["words dropped"]).mean()
 
 
-def longest(folder, column):
+def longest(folder):
     """5 captions minus CLIP, where both train for longest."""
-    rows = table(folder, "04_captions").set_index("name")[column]
+    rows = table(folder, "04_captions").set_index("name")["u"]
     (one,), (five,) = ([*rows.filter(regex=f"^{name}, .* epochs").index] or [name] for name in ("CLIP", "5 captions"))
     return rows[five] - rows[one]
 
@@ -165,25 +159,18 @@ def less_sure(claim, condition):
     return value
 
 
-def over_early_stopping(name, condition):
-    def value(folder):
-        rows, gains = table(folder, name), []
-        for seed, curve in rows[rows["condition"] == "stopped early"].groupby("seed"):
-            one = rows[(rows["condition"] == condition) & (rows["seed"] == seed)].iloc[0]
-            curve = curve.sort_values("clipmem")
-            line = [0.0, *curve["clipmem"]], [1 / np.log(2), *curve["bits"]]  # before training: a random order
-            gains.append(one["bits"] - np.interp(one["clipmem"], *line))
-        return np.mean(gains)
-
-    return value
+def over_short_training(folder):
+    rows, gains = table(folder, "04_against_early_stopping"), []
+    for _, one in rows.groupby("seed"):
+        curve, five = one[one["condition"] == "stopped early"].sort_values("clipmem"), one.set_index("condition")
+        line = [0.0, *curve["clipmem"]], [1 / np.log(2), *curve["bits"]]  # before training: a random order
+        gains.append(five["bits"]["5 captions"] - np.interp(five["clipmem"]["5 captions"], *line))
+    return np.mean(gains)
 
 
 def better_detector(folder):
-    def area(part, name):
-        return roc_auc_score(part["corruption"] == "swapped", part[f"clipmem_{name}"])
-
     rows = table(folder, "06_loss").query("corruption in ('swapped', 'clean')")
-    return over_seeds(rows, lambda part: area(part, "clip") - area(part, "siglip"))
+    return over_seeds(rows, lambda one: area(one, one["clipmem_clip"]) - area(one, one["clipmem_siglip"]))
 
 
 def exponent(by, most=np.inf):
@@ -207,7 +194,7 @@ HEADLINES = {
     "1h": agreement,
     "1i": lambda f: stats.weaker(step(f, "CLIP", "self-supervised"), step(f, "supervised", "CLIP")).value,
     "2a": clipmem("swapped"),
-    "2b": over_baselines("trained on the pair"),
+    "2b": over_baselines,
     "2d": trend("share_swapped", "corruption == 'partly_swapped'"),
     "2f": trend("vagueness", "corruption == 'clean' and vagueness <= 0.5"),
     "2g": trend("vagueness", "corruption == 'clean' and vagueness >= 0.5"),
@@ -229,10 +216,10 @@ HEADLINES = {
     ),
     "3f": lead,
     "3g": gap("03_sslmem", "encoder", "text", "image", where="corruption == 'all kinds'"),
-    "4b": lambda folder: longest(folder, "u"),
+    "4b": longest,
     "4c": gap("04_paper", "name", "5 captions", "CLIP", "u"),
     "4d": against_more_pairs,
-    "4e": over_early_stopping("04_against_early_stopping", "5 captions"),
+    "4e": over_short_training,
     "4f": lambda folder: table(folder, "04_units").set_index(["name", "score"])["value"][NOISY, "range-normalised"],
     "4g": gap("04_sweeps", "name", "text noise 0.2", "CLIP", "u"),
     "4h": gap("04_range", "score", "range-normalised", "raw", where="name.str.startswith('text noise')"),
