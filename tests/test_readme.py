@@ -12,6 +12,12 @@ SCENES, DEEP, FLICKR, COCO = (ROOT / "figures" / name for name in SETS)
 REFERENCE = findings.all_references().set_index(["finding", "set"])["published"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+SAID = {  # the verdicts that README's sentences rest on: + holds, - the opposite holds, ~ negligible, ? undecided
+    "1a": "c+d+s?", "1b": "c+d+s+", "1c": "c-d-s-", "2a": "f+s+", "2b": "f?s-", "2f": "s+", "2g": "s+", "2h": "s?",
+    "2i": "f+s+", "2l": "s?", "2m": "s+", "2n": "s+", "2o": "s+", "2p": "s+", "2q": "s+", "3a": "f+s+", "3b": "s+",
+    "3e": "f+s+", "4b": "f+", "4c": "f+s?", "4j": "s-", "6b": "c+f+s+",
+}  # fmt: skip
+
 
 def unitmem(folder):
     """Return UnitMem of the last layer: supervised, CLIP, self-supervised."""
@@ -19,13 +25,10 @@ def unitmem(folder):
     return rows.set_index("objective")["value"][["supervised", "CLIP", "self-supervised"]].tolist()
 
 
-def pool(folder):
-    return findings.read_table(folder, "02_wrong_captions").query("subset == 'pool'")
-
-
 def clipmem(folder):
     """Return mean CLIPMem of the pool by corruption."""
-    return pool(folder).groupby("corruption")["clipmem"].mean()
+    rows = findings.read_table(folder, "02_wrong_captions").query("subset == 'pool'")
+    return rows.groupby("corruption")["clipmem"].mean()
 
 
 def encoders(folder):
@@ -37,25 +40,27 @@ def five_captions(folder):
     return findings.read_table(folder, "04_captions").set_index("name")["m"][["CLIP", "5 captions"]].tolist()
 
 
-def probe(folder):
-    rows = findings.read_table(folder, "04_paper").set_index("name")["u"]
-    return rows["5 captions"] - rows["CLIP"]
-
-
 def auc(name):
     rows = findings.read_table(SCENES, "02_detection").query("model == 'trained on the pair'")
     return rows.set_index("name")["value"][name]
 
 
+def left(folder):
+    """Return the share of the CLIPMem of clean pairs that is left with other captions."""
+    rows = findings.read_table(folder, "02_wording").query("corruption == 'clean'")
+    return (rows["others"] / rows["trained"]).mean()
+
+
 def numbers():
     """Return the numbers of each row, and of the paragraph "Beyond the paper" (0), in their order."""
     deep, coco, scenes, flickr = unitmem(DEEP), unitmem(COCO), clipmem(SCENES), clipmem(FLICKR)
+    paper = findings.paper("unitmem").iloc[-1]
     return {
-        "1": [*deep, *coco, deep[0] - deep[1], coco[0] - coco[1]],
-        "2": [*(of[c] for c in ("swapped", "clean") for of in [scenes]), flickr["swapped"], flickr["clean"],
-              scenes["inverted"], flickr["inverted"]],
+        "1": [*deep, *coco, deep[0] - deep[1], coco[0] - coco[1], paper["supervised"] - paper["CLIP"]],
+        "2": [*(one[name] for one in (scenes, flickr) for name in ("swapped", "clean")),
+              scenes["inverted"], flickr["inverted"], left(SCENES)],
         "3": [*encoders(SCENES), *encoders(FLICKR)],
-        "4": [*five_captions(SCENES), *five_captions(FLICKR), *noise(SCENES), *noise(FLICKR)],
+        "4": [*five_captions(SCENES), *five_captions(FLICKR)],
         "0": [auc("early loss"), auc("CLIPMem")],
     }  # fmt: skip
 

@@ -56,21 +56,19 @@ def matched(folder):
 
 
 def step(folder, first, second):
-    """Return by how much higher the first objective ranks swapped pairs with a wrong label than the second one does."""
     rows = table(folder, "01_which_pairs").query("corruption == 'swapped' and mislabelled")
     return stats.mean(rows.assign(gap=rows[f"{first}_rank"] - rows[f"{second}_rank"]), "gap")
 
 
+def across(a, b):
+    """Return the mean rank correlation of two tables, a column per seed, between different seeds."""
+    return np.mean([spearmanr(a[s], b[t])[0] for s in a for t in b if s != t])
+
+
 def agreement(folder):
     rows = table(folder, "01_which_pairs")
-    wide = {name: rows.pivot(index="pair_id", columns="seed", values=name) for name in ("CLIP", "supervised")}
-
-    def across(a, b):
-        seeds = list(wide[a])
-        return np.mean([spearmanr(wide[a][s], wide[b][t])[0] for s in seeds for t in seeds if s != t])
-
-    noise = np.prod([max(across(name, name), 1e-3) for name in wide])
-    return across("CLIP", "supervised") / noise**0.5
+    a, b = (rows.pivot(index="pair_id", columns="seed", values=name) for name in ("CLIP", "supervised"))
+    return across(a, b) / np.prod([max(across(one, one), 1e-3) for one in (a, b)]) ** 0.5
 
 
 # --- finding 2 ---
@@ -111,10 +109,8 @@ def weighted_detector(folder):
 
 
 def repeatable(folder):
-    rows = table(folder, "02_wrong_captions").query("subset == 'pool' and corruption == 'clean'")
-    wide = rows.pivot(index="pair_id", columns="seed", values="clipmem")
-    found = wide.corr(method="spearman").to_numpy()
-    return found[~np.eye(len(found), dtype=bool)].mean() - 0.5
+    wide = table(folder, "02_wrong_captions").query(CLEAN).pivot(index="pair_id", columns="seed", values="clipmem")
+    return across(wide, wide) - 0.5
 
 
 # --- findings 3, 4 and 6 ---
@@ -129,7 +125,6 @@ def at_equal_loss(folder):
 
 
 def lead(folder):
-    """By how much text's share of CLIPMem minus the image's is larger in plain training, the mean over the seeds."""
     rows = table(folder, "03_lead").set_index(["captions", "seed"])
     leads = (rows["text_part"] - rows["image_part"]) / rows["clipmem"]
     return (leads["as they are"] - leads["words dropped"]).mean()
@@ -184,6 +179,7 @@ def exponent(by, most=np.inf):
     return value
 
 
+CLEAN = "subset == 'pool' and corruption == 'clean'"
 NOISY = "text noise 0.2, clean pairs"
 HEADLINES = {
     "1a": unitmem("max", "supervised", "CLIP"),
@@ -211,9 +207,7 @@ HEADLINES = {
     "3b": at_equal_loss,
     "3c": gap("03_disturbed", "name", "image augmented", "tokens dropped", where="pairs == 'all pairs'"),
     "3d": gap("03_disturbed", "name", "image noise 0.2", "text noise 0.2", where="pairs == 'clean pairs'"),
-    "3e": gap(
-        "03_captions", "read", "trained caption", "other captions", where="subset == 'pool' and corruption == 'clean'"
-    ),
+    "3e": gap("03_captions", "read", "trained caption", "other captions", where=CLEAN),
     "3f": lead,
     "3g": gap("03_sslmem", "encoder", "text", "image", where="corruption == 'all kinds'"),
     "4b": longest,

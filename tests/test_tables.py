@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from lib import runs, scores, tables
 from lib.recipes import CORRUPTED, OBJECTIVES, Study, f_and_g
-from lib.tables import CHANCE_BITS, TRUTH
+from lib.tables import TRUTH
 from lib.utility import Labelled
 
 
