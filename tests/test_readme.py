@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAID = {  # the verdicts that README's sentences rest on: + holds, - the opposite holds, ~ negligible, ? undecided
     "1a": "c+d+s?", "1b": "c+d+s+", "1c": "c-d-s-", "2a": "f+s+", "2b": "f?s-", "2f": "s+", "2g": "s+", "2h": "s?",
     "2i": "f+s+", "2l": "s?", "2m": "s+", "2n": "s+", "2o": "s+", "2p": "s+", "2q": "s+", "3a": "f+s+", "3b": "s+",
-    "3e": "f+s+", "4b": "f+", "4c": "f+s?", "4j": "s-", "6b": "c+f+s+",
+    "3c": "s+", "3d": "s?", "3e": "f+s+", "3f": "s+", "3g": "s?", "4b": "f+", "4c": "f+s?", "4j": "s-", "6b": "c+f+s+",
 }  # fmt: skip
 
 
@@ -26,7 +26,6 @@ def unitmem(folder):
 
 
 def clipmem(folder):
-    """Return mean CLIPMem of the pool by corruption."""
     rows = findings.read_table(folder, "02_wrong_captions").query("subset == 'pool'")
     return rows.groupby("corruption")["clipmem"].mean()
 
@@ -54,12 +53,13 @@ def left(folder):
 def numbers():
     """Return the numbers of each row, and of the paragraph "Beyond the paper" (0), in their order."""
     deep, coco, scenes, flickr = unitmem(DEEP), unitmem(COCO), clipmem(SCENES), clipmem(FLICKR)
-    paper = findings.paper("unitmem").iloc[-1]
+    paper, rows = findings.paper("unitmem").iloc[-1], findings.read_table(SCENES, "03_lead").set_index("captions")
+    lead = ((rows["text_part"] - rows["image_part"]) / rows["clipmem"]).groupby("captions").mean()
     return {
         "1": [*deep, *coco, deep[0] - deep[1], coco[0] - coco[1], paper["supervised"] - paper["CLIP"]],
         "2": [*(one[name] for one in (scenes, flickr) for name in ("swapped", "clean")),
               scenes["inverted"], flickr["inverted"], left(SCENES)],
-        "3": [*encoders(SCENES), *encoders(FLICKR)],
+        "3": [*encoders(SCENES), *encoders(FLICKR), lead["as they are"], lead["words dropped"]],
         "4": [*five_captions(SCENES), *five_captions(FLICKR)],
         "0": [auc("early loss"), auc("CLIPMem")],
     }  # fmt: skip
