@@ -17,7 +17,7 @@ from lib import photos, store
 from lib.captions import MIN_WORDS, Corruption, compact, corrupt, encode
 from lib.photos import DataError, Row
 from lib.recipes import CORRUPTED, HALVES, SUBSETS, DataConfig, Recipe
-from lib.scenes import make_scenes
+from lib.scenes import Painted, make_scenes
 
 FORMAT = 3  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: DataConfig.seed shuffles the split, not the scenes
@@ -66,14 +66,21 @@ class Dataset(RawPairs):
         return rows[~np.isin(rows, removed)]
 
 
+PUBLISHED: dict[DataConfig, Dataset] = {}  # what stands for a data set while published scores are read
+
+
 @lru_cache(maxsize=8)  # notebook 06 compares as many
 def prepare(config: DataConfig) -> Dataset:
-    """Load, split, corrupt and tokenize; the last few data sets stay in memory. The table's columns: pair_id, subset,
+    """Load a data set, and return it ready to train on; the last few stay in memory. See `arrange`."""
+    return PUBLISHED[config] if config in PUBLISHED else arrange(config, load(config))
+
+
+def arrange(config: DataConfig, pairs: RawPairs) -> Dataset:
+    """Split, corrupt and tokenize pairs that were loaded. The table's columns: pair_id, subset,
     corruption ("clean", "swapped", "partly_swapped", "inverted"), share_planned and share_swapped (see `Corruption`),
     donor (pair_id, -1 none), caption (0, after corruption), vagueness (of the original caption 0) and rarity (in [0,
     1]; NaN unknown), mislabelled (the given label is not the true one), label (first given class, -1 unknown). Raise
     DataError for an unreadable or too small set, ValueError for equal captions."""
-    pairs = load(config)
     config = fit_sizes(config, len(pairs.images))
     subsets, shares = split(len(pairs.images), config), (config.swapped, config.partly_swapped, config.inverted)
     made = corrupt(pairs.captions, pairs.ids, [subsets[name] for name in CORRUPTED], shares, config.seed)
@@ -140,6 +147,30 @@ def load(config: DataConfig) -> RawPairs:
     most = count if photos.endless(config.dataset) else None
     read = partial(_read, config, config.caption_columns, most)
     return _stored(read, config, [*photos.state(config.dataset), most])
+
+
+@lru_cache(maxsize=1)
+def sketch(config: DataConfig) -> Dataset:
+    """Return a data set of scenes whose images are only drawn when they are asked for: to look at, not to train on."""
+    count = sum(config.sizes().values())
+    made = make_scenes(count, 0, WORLD_SEED)  # without a pixel: what is known of them is enough
+    ids, said = _tokenize(made.captions, config)
+    truth = {"rarity": made.rarity.astype(float), "vagueness": made.vagueness[:, 0].astype(float)}
+    shares, names = class_shares(made.labels[:, None].tolist(), made.label_names)
+    images, table = Painted(count, config.pixels, WORLD_SEED), pd.DataFrame({"pair_id": range(count)} | truth)
+    return arrange(config, RawPairs(images, made.captions, ids, shares, tuple(names), table, "", said))
+
+
+def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
+    """Return what is known of photographs that are not here: their published `table` (of `arrange`, without captions),
+    and no images, captions or classes."""
+    subsets = {name: rows.to_numpy() for name, rows in table.index.to_series().groupby(table["subset"])}
+    pair_ids = table["pair_id"].reindex(range(table.index.max() + 1), fill_value=-1).to_numpy()
+    none, tokens = np.zeros((0, 3, 1, 1), np.uint8), np.zeros((0, table["captions"].max(), config.context), np.int32)
+    known = {"config": config, "subsets": subsets, "originals": [], "tokens": tokens, "token_ids": tokens[0:0, 0, 0]}
+    empty = np.zeros((0, 0), np.float32)
+    pairs = none, [], tokens, empty, (), table, "", "the photographs are not here, so they are not shown"
+    return Dataset(*pairs, **known, targets=empty, pair_ids=pair_ids)
 
 
 def load_labelled(dataset: str, pixels: int) -> RawPairs:

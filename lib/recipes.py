@@ -37,6 +37,11 @@ class DataConfig:
     image_column: str = ""  # "": found automatically
     caption_columns: tuple[str, ...] = ()  # (): found automatically
 
+    @property
+    def file(self) -> str:
+        """Return the name of the file among published scores that holds the truth about these pairs."""
+        return f"data-{self.shared}-{self.pool}-{self.swapped:g}.parquet"
+
     def sizes(self) -> dict[str, int]:
         """Return the number of pairs in each of the five subsets."""
         return {name: getattr(self, name) for name in SUBSETS}

@@ -24,6 +24,7 @@ from lib.data import prepare
 from lib.photos import DataError
 from lib.recipes import CONDITIONS, VERSION, Recipe, all_models, at_scale, depends_on, key
 
+PUBLISHED: dict[Recipe, tuple[Path, str]] = {}  # folder and key of published tables: they are read, nothing is trained
 OnEpoch = Callable[[], None]  # called at the end of every epoch
 
 
@@ -89,13 +90,15 @@ def wanted(notebooks: Sequence[str], seeds: int, *where: str) -> list[Recipe]:
 
 
 def run_key(recipe: Recipe) -> str:
-    """Return the key of a recipe's run in the store, as trained on this machine."""
+    """Return the key of a recipe's run in the store, as trained on this machine; of a published one, its own."""
+    if recipe in PUBLISHED:
+        return PUBLISHED[recipe][1]
     return key(recipe, prepare(recipe.data).fingerprint, f"{models.precision()} {models.device().type}")
 
 
 def missing(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Return the recipes whose runs the store does not hold."""
-    return [recipe for recipe in recipes if not store.finished("run", run_key(recipe))]
+    """Return the recipes whose runs the store does not hold; none, where published tables are read."""
+    return [recipe for recipe in recipes if not PUBLISHED and not store.finished("run", run_key(recipe))]
 
 
 def forget(recipes: Sequence[Recipe]) -> None:
@@ -146,7 +149,10 @@ def _evaluate(model: CLIP, recipe: Recipe) -> tuple[pd.DataFrame, dict[str, floa
 
 
 def _kept(name: str, recipe: Recipe, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """Return a small table of a run, kept apart from its weights: whoever has only the tables reads it without them."""
+    """Return a small table of a run, kept apart from its weights: whoever has only the tables reads it without them.
+    Raise ValueError where published tables are read, and this is none of them."""
+    if PUBLISHED:
+        return store.published(*PUBLISHED[recipe], name)
 
     def build(folder: Path) -> None:
         store.write_table(folder / "table.parquet", make())

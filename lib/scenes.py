@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -60,12 +61,30 @@ def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
     return made
 
 
+class Painted:
+    """The images of `make_scenes`, uint8 [N, 3, pixels, pixels], each of them drawn only when it is asked for."""
+
+    def __init__(self, n: int, pixels: int, seed: int = 0):
+        self.rows, self.draw = np.arange(n), lambda i: _make(seed, i, pixels)[0]
+        self.changed: dict[int, Array] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> Array:
+        return np.stack([self.changed[i] if i in self.changed else self.draw(i) for i in self.rows[rows].tolist()])
+
+    def __setitem__(self, rows: Any, images: Array) -> None:
+        self.changed |= zip(self.rows[rows].tolist(), images, strict=True)
+
+
 def _make(seed: int, i: int, pixels: int) -> tuple[Array, list[str], int, float, list[float]]:
     """Return the picture, captions, label, rarity and vagueness of scene i."""
     rng = np.random.default_rng([seed, i])
     scene, label, rarity = _imagine(rng)
     texts, vagueness = _describe(scene, rng)
-    return paint(scene, pixels, rng), texts, label, rarity, vagueness
+    picture = paint(scene, pixels, rng) if pixels else np.zeros((3, 0, 0), np.uint8)
+    return picture, texts, label, rarity, vagueness
 
 
 def _given_shape(names: tuple[str, ...], power: float, *shares: float) -> Array:

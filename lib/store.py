@@ -141,10 +141,10 @@ def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[
     write_json(path, {"models": [model for model in models if model["key"] in there], "files": files})
 
 
-def published(folder: Path, key: str, name: str) -> pd.DataFrame | None:
-    """Return the table `name` of the model whose run had this key, from a folder of `publish`; None where it has none.
-    Which key that was is in index.json. Half precision becomes double."""
+def published(folder: Path, key: str, name: str) -> pd.DataFrame:
+    """Return the table `name` of the model whose run had this key, from a folder of `publish`. Which key that was is in
+    index.json. Half precision becomes double. Raise ValueError where it was not published."""
     for file in folder.glob(f"??-{name}.*.parquet"):
         if len(found := pd.read_parquet(file, filters=[("key", "==", key)]).drop(columns="key")):
             return found.astype(dict.fromkeys(found.select_dtypes("float16"), "float64"))
-    return None
+    raise ValueError(f"{folder} has no table {name!r} of model {key}: use scores = 'own', which trains and measures.")

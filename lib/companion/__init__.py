@@ -35,6 +35,7 @@ def parse(words: list[str]) -> Namespace:
     add("--lab", nargs="...", metavar="ARGUMENT", help="open JupyterLab at the tour; what follows goes to Jupyter")
     add("--course", metavar="DIR", help="write a course to DIR: copies for students and instructors, a lesson plan")
     add("--test", action="store_true", help="test the project itself: ruff, mypy, pytest")
+    parser.set_defaults(scores="own")  # what a notebook reads by itself is published
     options = parser.parse_args(words)
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs: expected a whole number from 1 on")

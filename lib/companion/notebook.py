@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,11 +15,12 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
+from lib import data as sets
 from lib import model as models
 from lib import runs, store
 from lib.companion import figures, findings
 from lib.data import Dataset, prepare
-from lib.recipes import SCALES, Recipe, Study, all_models, f_and_g
+from lib.recipes import CONDITIONS, SCALES, Recipe, Study, all_models, at_scale, f_and_g
 from lib.stats import Estimate
 
 VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
@@ -75,23 +77,63 @@ class NotebookRun:
         return pd.DataFrame(found, sorted(self.found), columns).round(4)
 
 
-def begin(notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", image: str = "") -> NotebookRun:
+def begin(
+    notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", image: str = "", scores: str = "own"
+) -> NotebookRun:
     """Load the data, list the models of a notebook, and print where its numbers will come from. `captions` and `image`:
-    see `runs.plan`. Raise ValueError for an unknown scale, DataError for data that cannot be read or lack classes."""
+    see `runs.plan`. `scores`: "published" reads those of the reference, where it has some; "own" trains and measures.
+    Raise ValueError for an unknown scale or word, DataError for data that cannot be read or lack classes."""
+    if scores not in ("published", "own"):
+        raise ValueError(f"scores: expected 'published' or 'own', got {scores!r}")
     figures.theme()
+    for known in (runs.PUBLISHED, sets.PUBLISHED):
+        known.clear()
     prepare.cache_clear()  # so that a file that was changed since is read again
-    conditions = runs.plan(notebook, scale, dataset, captions, image)
-    study = Study(conditions, tuple(range(seeds)), SCALES[scale].augmentations)
-    data, needed = prepare(conditions[study.plain].data), all_models(conditions, study.seeds)
-    about = provenance(notebook, scale, dataset, seeds, data.fingerprint, map(runs.run_key, needed))
+    study = published(notebook, scale, dataset) if scores == "published" else None
+    if study is None:
+        conditions = runs.plan(notebook, scale, dataset, captions, image)
+        study = Study(conditions, tuple(range(seeds)), SCALES[scale].augmentations)
+    data, needed = prepare(study.conditions[study.plain].data), [*runs.PUBLISHED]
+    needed = needed or all_models(study.conditions, study.seeds)
+    about = provenance(notebook, scale, dataset, len(study.seeds), data.fingerprint, map(runs.run_key, needed))
+    if runs.PUBLISHED:
+        figure = next(findings.reference_folder(dataset, scale).glob(f"{notebook[:2]}_*.json"))
+        about |= {name: findings.read_json(figure)[name] for name in ("device", "precision")}  # what they were made on
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
     config, absent = data.config, runs.missing(needed)
     sizes = f"{config.shared:,} shared + {config.pool // 2:,} of {config.pool:,} pool pairs per model"
     versions = f"{about['device']}, {about['precision']}, torch {torch.__version__}, commit {about['commit']}"
-    print(f"{about['name']}, scale {scale}, seeds {seeds}: {sizes} · {versions}")
-    print(f"Data: {data.said}\n{len(needed) - len(absent)} of {len(needed)} models are in the store", flush=True)
+    print(f"{about['name']}, scale {scale}, seeds {about['seeds']}: {sizes} · {versions}\nData: {data.said}")
+    if not runs.PUBLISHED:
+        print(f"{len(needed) - len(absent)} of {len(needed)} models are in the store", flush=True)
     return NotebookRun(about, study, data, needed)
+
+
+def published(notebook: str, scale: str, dataset: str) -> Study | None:
+    """Let `runs` and `prepare` read what the reference has of a notebook, all seeds, and return it as a study; None,
+    and a sentence, where it has nothing. Of scenes only those that are shown are drawn."""
+    folder = findings.reference_folder(dataset, scale) / "scores"
+    index = findings.read_json(folder / "index.json")["models"] if (folder / "index.json").is_file() else []
+    entries = [entry for entry in index if entry["notebook"] == notebook]
+    if not entries:
+        print(f"No scores of {findings.short_name(dataset)} at scale {scale} are published: models are trained here.")
+        return None
+    held, commits = ({entry[name] for entry in entries} for name in ("condition", "commit"))
+    print(f"Published scores of {len(entries)} models, trained at commit {', '.join(sorted(commits))}.", end=" ")
+    print('With scores = "own", everything is trained and measured here.')
+    conditions = {name: one for name, one in CONDITIONS[notebook](at_scale(scale, dataset)).items() if name in held}
+    for entry in entries:
+        pair = f_and_g(conditions[entry["condition"]], entry["seed"])
+        runs.PUBLISHED[pair["fg".index(entry["role"])]] = folder, entry["key"]
+    plain = next(iter(conditions.values())).data
+    for config in {one.data for one in conditions.values()} - {plain}:
+        sets.PUBLISHED[config] = sets.stand_in(config, pd.read_parquet(folder / config.file))
+    if dataset == "scenes":
+        sets.PUBLISHED[plain] = sets.sketch(plain)
+    elif not Path(dataset).exists():
+        sets.PUBLISHED[plain] = sets.stand_in(plain, pd.read_parquet(folder / plain.file))
+    return Study(conditions, tuple(sorted({entry["seed"] for entry in entries})), SCALES[scale].augmentations)
 
 
 def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint: str, keys: Iterable[str]) -> dict:

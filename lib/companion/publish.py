@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
 from safetensors.torch import load_file, save
 
-from lib import store
+from lib import runs, store
 from lib.companion import findings
 from lib.data import prepare
 from lib.photos import PRESETS
@@ -71,6 +71,9 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     store.write_json(path, findings.adjust(sorted(rows, key=lambda row: (row["notebook"], row["finding"]))))
     models = [model | {n: one["about"][n] for n in ("notebook", "commit")} for one in found for model in one["models"]]
     store.publish(reference / "scores", models, UNREAD)
+    for config in {recipe.data for name in names for recipe in runs.plan(name, scale, dataset).values()}:
+        known = prepare(config).table.drop(columns="caption").assign(captions=prepare(config).tokens.shape[1])
+        store.write_bytes(reference / "scores" / config.file, known.to_parquet(compression="zstd"))
     keep_live(reference / "live", [m for m in models if (dataset, scale, m["notebook"][:2], m["seed"]) == LIVE])
     for name in [name for name in notebooks if dataset == "scenes" and name != OWN_MODELS]:  # captions of our own
         text = executed_page(executed / f"{name}.ipynb")

@@ -1,0 +1,125 @@
+"""What a reader plays with in a notebook: guesses that are remembered, and captions to type for two small models."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from ipywidgets import HTML, Output, Text, ToggleButtons
+from matplotlib.figure import Figure
+from open_clip.model import CLIP
+from safetensors.torch import load_file
+
+from lib import data, scores, store
+from lib.captions import encode
+from lib.companion import figures
+from lib.model import embed_images, embed_texts
+from lib.recipes import DataConfig, Recipe
+from lib.train import fresh
+
+FOLDER = store.ROOT / "figures" / "scenes-laptop" / "live"
+SAW = {"f": "f, which was trained on this pair", "g": "g, which was not"}
+LOOK = {"f": {"color": "black"}, "g": {"color": "white", "edgecolor": "black", "hatch": "//"}}
+
+
+def interactive() -> bool:
+    """Return whether somebody is at a front-end that can answer, as JupyterLab is and papermill is not."""
+    return bool(get_ipython().kernel.get_parent()["content"].get("allow_stdin"))
+
+
+class Guesses:
+    """Questions with choices, asked where it is made; what a reader chose is remembered until `answer`."""
+
+    def __init__(self, questions: Mapping[str, Sequence[str]]):
+        self.asked = [ToggleButtons(options=[*choices], value=None) for choices in questions.values()]
+        for button in self.asked:
+            button.style.button_width = "max-content"
+        for number, (question, button) in enumerate(zip(questions, self.asked, strict=True), start=1):
+            if interactive():
+                display(HTML(f"<b>{number}.</b> {question}"), button)
+            else:
+                display(Markdown(f"**{number}.** {question} *{' · '.join(button.options)}*"))
+
+    def answer(self, number: int, text: str) -> None:
+        """Show what is right, beside what was guessed."""
+        guess = self.asked[number - 1].value
+        display(Markdown(f"**Guess {number}.** {f'You guessed: *{guess}*. ' if guess else ''}{text}"))
+
+
+class Live:
+    """One f and one g of scenes, seed 0, which are in the repository, and a pair that only f was trained on."""
+
+    def __init__(self, pair_id: int):
+        told = json.loads((FOLDER / "f.json").read_text(encoding="utf-8"))["recipe"]
+        self.data = data.sketch(DataConfig(**told["data"] | {"caption_columns": ()}))
+        self.row = int(np.flatnonzero(self.data.pair_ids == pair_id)[0])
+        self.trained, self.true = self.data.captions[self.row][0], self.data.originals[self.row][0]
+        self.models = {role: load(role, self.data) for role in SAW}
+
+    @cached_property
+    def held(self) -> dict[str, torch.Tensor]:
+        """Return the embeddings of the held-out pairs that an alignment is compared with, by model."""
+        rows = scores.held_out(self.data)
+        return {role: scores.embed_pairs(model, self.data, rows) for role, model in self.models.items()}
+
+    def unseen(self, caption: str) -> list[str]:
+        """Return the words of a caption that no caption of these data has."""
+        known = set(self.data.token_ids.tolist())
+        return [word for word in caption.split() if not set(encode([[word]], 1, 24).ravel().tolist()) <= known]
+
+    def align(self, caption: str) -> dict[str, float]:
+        """Return the alignment of the pair's image with a caption under f and g; words that they never saw are left
+        out."""
+        known = " ".join(word for word in caption.split() if word not in self.unseen(caption))
+        ids = encode([[known]], 1, self.data.tokens.shape[2])[:, 0]
+        tokens, found = np.searchsorted(self.data.token_ids, ids), dict[str, float]()
+        for role, model in self.models.items():
+            image, text = embed_images(model, self.data.images, np.array([self.row])), embed_texts(model, tokens)
+            found[role] = float(scores.align(image, text, *self.held[role], torch.tensor([-1])).contrast)
+        return found
+
+    def draw(self, captions: Sequence[str]) -> Figure:
+        """Draw the image, and beside it how well f and g align it with each caption."""
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.4 + 0.75 * len(captions)), width_ratios=[1, 3.2])
+        left.imshow(self.data.images[np.array([self.row])][0].transpose(1, 2, 0), interpolation="nearest")
+        left.set_axis_off()
+        for role, shift in {"f": -0.19, "g": 0.19}.items():
+            values = [self.align(caption)[role] for caption in captions]
+            right.barh(np.arange(len(captions)) + shift, values, height=0.36, label=SAW[role], **LOOK[role])
+        right.axvline(0, color="black", linewidth=0.8)
+        right.set(yticks=range(len(captions)), yticklabels=captions, xlabel="alignment of image and caption")
+        right.invert_yaxis()
+        figures.legend_below(right)
+        return figure
+
+    def play(self) -> None:
+        """Let a reader type captions; without a front-end that can answer, say how to ask otherwise."""
+        if not interactive():
+            print('In JupyterLab, a text field follows. Elsewhere, change the captions above, and run the cell again.')
+            return
+        field, shown = Text(self.trained, layout={"width": "100%"}, continuous_update=False), Output()
+
+        def update(change: Mapping) -> None:
+            with shown:
+                shown.clear_output(wait=True)
+                if unseen := self.unseen(field.value):
+                    display(Markdown(f"These models never saw: {', '.join(unseen)}. They read the other words."))
+                display(figure := self.draw([self.trained, field.value]))
+                plt.close(figure)
+
+        field.observe(update, "value")
+        display(field, shown)
+        update({})
+
+
+def load(role: str, pairs: data.Dataset) -> CLIP:
+    """Return a model that is in the repository: "f" or "g"."""
+    told = json.loads((FOLDER / f"{role}.json").read_text(encoding="utf-8"))["recipe"]
+    recipe = Recipe(**told | {"data": pairs.config, "trained_on": tuple(told["trained_on"])})
+    model = fresh(recipe, pairs)
+    model.load_state_dict({name: w.float() for name, w in load_file(FOLDER / f"{role}.safetensors").items()})
+    return model.eval()
