@@ -3,12 +3,15 @@
 `scores`: rows of `tables.score_pairs`; their external pairs are the noise floor. Intervals: value, low and high."""
 
 import textwrap
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import HTML, display
 from matplotlib.pyplot import Axes, Figure
 
 from lib import stats
@@ -28,7 +31,7 @@ NAMES |= {"similarity_in": "similarity", "loss_in": "loss", "early_loss_in": "ea
 NAMES |= {"augmentation_in": "change under augmentation", "lemon_in": "LEMoN", "lemon_out": "held-out LEMoN"}
 NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss", "weighted": "½ in − out"}
 LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)"}  # of axes
-SMALL: dict = {"x": 0.01, "ha": "left", "fontsize": 9, "color": "#595959", "parse_math": False}
+SMALL: dict = {"x": 0.01, "ha": "left", "fontsize": 11, "color": "#595959", "parse_math": False}
 
 
 def theme() -> None:
@@ -40,11 +43,11 @@ def theme() -> None:
     plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 11, "pdf.fonttype": 42, "grid.color": "#e6e6e6"})
 
 
-def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colours=(), figure=None) -> Figure:
+def wall(images, captions: Sequence[str], titles: Sequence[str], columns=4, colours=(), figure=None) -> Figure:
     """Show pictures uint8 `[N, 3, H, W]`, a title above and a caption below each, both literally: `$` is not TeX.
     `colours`: of a frame around each picture. `figure`: where to draw, such as a part of a figure; else a new one."""
     rows, frames = -(-len(images) // columns), [*colours] or ["none"] * len(images)
-    figure = figure or plt.figure(figsize=(2.1 * columns, 3.7 * rows + 0.4))
+    figure = figure or plt.figure(figsize=(2.4 * columns, 3.8 * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False)
     plt.setp(axes, xticks=[], yticks=[], frame_on=False)  # more than there are pictures
     for ax, image, caption, title, frame in zip(axes.flat, images, captions, titles, frames, strict=False):
@@ -53,7 +56,7 @@ def wall(images, captions: Sequence[str], titles: Sequence[str], columns=6, colo
         plt.setp(ax.spines.values(), color=frame, linewidth=3, visible=True)
         ax.set_title(title, fontsize=11, loc="center", parse_math=False)
         lines = [textwrap.fill(line, 25, max_lines=5, placeholder=" …") for line in caption.splitlines()]
-        ax.set_xlabel("\n".join(lines), fontsize=9.5, parse_math=False)
+        ax.set_xlabel("\n".join(lines), fontsize=11, parse_math=False)
     return figure
 
 
@@ -67,11 +70,19 @@ def headline(figure: Figure, sentence: str, bars: str = "95 % intervals over see
 def footer(figure: Figure, about: Mapping) -> None:
     """Write below a figure whose numbers these are (`notebook.provenance`), and across it what smoke is."""
     seeds = f"{about['seeds']} seed{'s' * (about['seeds'] > 1)}"
-    source = f"{about['name']}, scale {about['scale']}, {seeds}, {about['precision']}."
-    figure.supxlabel(f"{source} {figure.get_supxlabel()}".strip(), **SMALL)
+    source = f"{about['name']}, scale {about['scale']}, {seeds}. {figure.get_supxlabel()}".strip()
+    figure.supxlabel(textwrap.fill(source, int(11 * figure.get_figwidth())), **SMALL)
     if about["scale"] == "smoke":
         mark: dict = {"ha": "center", "va": "center", "color": RED, "alpha": 0.35, "zorder": 10, "weight": "bold"}
         figure.text(0.5, 0.5, "SMOKE: machinery only", rotation=20, fontsize=4.5 * figure.get_figwidth(), **mark)
+
+
+def show(png: bytes, title: str, name: str, inches: float) -> None:
+    """Show a picture with its title as the alternative text; `name`: of the published figure, for the pages."""
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    style = f"max-width: 100%; width: {100 * inches:.0f}px"
+    about = {"alt": title, "figure": name}
+    display(HTML(f'<img src="{source}" alt="{escape(title)}" style="{style}">'), metadata={"text/html": about})
 
 
 def points(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style) -> None:

@@ -47,7 +47,7 @@ class NotebookRun:
         elif name not in self.figures:
             self.figures.append(name)
         figures.footer(figure, self.about)
-        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):  # same figure, same bytes
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):  # same figure, same bytes
             figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=metadata)
             store.write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
         cells = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
@@ -56,7 +56,7 @@ class NotebookRun:
         about = {"figure": name, "title": title, "footer": figure.get_supxlabel(), "place": len(self.figures)}
         about |= {"rows": len(table), "csv_sha256": hashlib.sha256(cells).hexdigest()}
         store.write_json(folder / f"{name}.json", self.about | about)
-        display(figure, metadata={"image/png": {"alt": title, "figure": f"{folder.name}/{name}"}})
+        figures.show(buffer.getvalue(), title, f"{folder.name}/{name}", figure.get_figwidth())
         plt.close(figure)
 
     def decide(self, claim_id: str, estimate: Estimate, gate: str = "", detail: str = "") -> None:

@@ -124,8 +124,7 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
     if wrong:
         print(f"[FAIL] {notebook.stem} after {duration}", *wrong, f"see {executed}", sep="\n       ", flush=True)
     else:
-        template = Path(__file__).with_name("executed.html.j2")
-        html, _ = HTMLExporter(template_file=str(template)).from_filename(str(executed))
+        html, _ = HTMLExporter().from_filename(str(executed))  # as JupyterLab shows it
         store.write_bytes(executed.with_suffix(".html"), html.encode())
         print(f"[OK]   {notebook.stem} done in {duration}", flush=True)
     return not wrong
