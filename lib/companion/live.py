@@ -1,4 +1,4 @@
-"""What a reader plays with in a notebook: guesses that are remembered, and captions to type for two small models."""
+"""Two small models that are in the repository answer captions that a reader types."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,8 @@ from functools import cached_property
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython import get_ipython
 from IPython.display import Markdown, display
-from ipywidgets import HTML, Output, Text, ToggleButtons
+from ipywidgets import Output, Text
 from matplotlib.figure import Figure
 from open_clip.model import CLIP
 from safetensors.torch import load_file
@@ -24,30 +23,6 @@ from lib.train import fresh
 FOLDER = store.ROOT / "figures" / "scenes-laptop" / "live"
 SAW = {"f": "f, which was trained on this pair", "g": "g, which was not"}
 LOOK = {"f": {"color": "black"}, "g": {"color": "white", "edgecolor": "black", "hatch": "//"}}
-
-
-def interactive() -> bool:
-    """Return whether somebody is at a front-end that can answer, as JupyterLab is and papermill is not."""
-    return bool(get_ipython().kernel.get_parent()["content"].get("allow_stdin"))
-
-
-class Guesses:
-    """Questions with choices, asked where it is made; what a reader chose is remembered until `answer`."""
-
-    def __init__(self, questions: Mapping[str, Sequence[str]]):
-        self.asked = [ToggleButtons(options=[*choices], value=None) for choices in questions.values()]
-        for button in self.asked:
-            button.style.button_width = "max-content"
-        for number, (question, button) in enumerate(zip(questions, self.asked, strict=True), start=1):
-            if interactive():
-                display(HTML(f"<b>{number}.</b> {question}"), button)
-            else:
-                display(Markdown(f"**{number}.** {question} *{' · '.join(button.options)}*"))
-
-    def answer(self, number: int, text: str) -> None:
-        """Show what is right, beside what was guessed."""
-        guess = self.asked[number - 1].value
-        display(Markdown(f"**Guess {number}.** {f'You guessed: *{guess}*. ' if guess else ''}{text}"))
 
 
 class Live:
@@ -97,10 +72,7 @@ class Live:
         return figure
 
     def play(self) -> None:
-        """Let a reader type captions; without a front-end that can answer, say how to ask otherwise."""
-        if not interactive():
-            print('In JupyterLab, a text field follows. Elsewhere, change the captions above, and run the cell again.')
-            return
+        """Let a reader type captions."""
         field, shown = Text(self.trained, layout={"width": "100%"}, continuous_update=False), Output()
 
         def update(change: Mapping) -> None:
@@ -108,7 +80,7 @@ class Live:
                 shown.clear_output(wait=True)
                 if unseen := self.unseen(field.value):
                     display(Markdown(f"These models never saw: {', '.join(unseen)}. They read the other words."))
-                display(figure := self.draw([self.trained, field.value]))
+                display(figure := self.draw([self.trained, field.value, self.true]))
                 plt.close(figure)
 
         field.observe(update, "value")
