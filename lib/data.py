@@ -157,7 +157,8 @@ def sketch(config: DataConfig) -> Dataset:
     ids, said = _tokenize(made.captions, config)
     truth = {"rarity": made.rarity.astype(float), "vagueness": made.vagueness[:, 0].astype(float)}
     shares, names = class_shares(made.labels[:, None].tolist(), made.label_names)
-    images, table = Painted(count, config.pixels, WORLD_SEED), pd.DataFrame({"pair_id": range(count)} | truth)
+    images: Any = Painted(count, config.pixels, WORLD_SEED)
+    table = pd.DataFrame({"pair_id": range(count)} | truth)
     return arrange(config, RawPairs(images, made.captions, ids, shares, tuple(names), table, "", said))
 
 
@@ -166,11 +167,11 @@ def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
     and no images, captions or classes."""
     subsets = {name: rows.to_numpy() for name, rows in table.index.to_series().groupby(table["subset"])}
     pair_ids = table["pair_id"].reindex(range(table.index.max() + 1), fill_value=-1).to_numpy()
-    none, tokens = np.zeros((0, 3, 1, 1), np.uint8), np.zeros((0, table["captions"].max(), config.context), np.int32)
-    known = {"config": config, "subsets": subsets, "originals": [], "tokens": tokens, "token_ids": tokens[0:0, 0, 0]}
-    empty = np.zeros((0, 0), np.float32)
-    pairs = none, [], tokens, empty, (), table, "", "the photographs are not here, so they are not shown"
-    return Dataset(*pairs, **known, targets=empty, pair_ids=pair_ids)
+    tokens, none = np.zeros((0, table["captions"].max(), config.context), np.int32), np.zeros((0, 0), np.float32)
+    said = "the photographs are not here, so they are not shown"
+    known: dict[str, Any] = dict(captions=[], ids=tokens, shares=none, class_names=(), fingerprint="", said=said)
+    known |= dict(config=config, originals=[], tokens=tokens, token_ids=tokens[:, 0, 0], targets=none)
+    return Dataset(images=none, table=table, subsets=subsets, pair_ids=pair_ids, **known)
 
 
 def load_labelled(dataset: str, pixels: int) -> RawPairs:

@@ -29,11 +29,9 @@ class Live:
     """One f and one g of scenes, seed 0, which are in the repository, and a pair that only f was trained on."""
 
     def __init__(self, pair_id: int):
-        told = json.loads((FOLDER / "f.json").read_text(encoding="utf-8"))["recipe"]
-        self.data = data.sketch(DataConfig(**told["data"] | {"caption_columns": ()}))
+        self.data, self.models = load()
         self.row = int(np.flatnonzero(self.data.pair_ids == pair_id)[0])
         self.trained, self.true = self.data.captions[self.row][0], self.data.originals[self.row][0]
-        self.models = {role: load(role, self.data) for role in SAW}
 
     @cached_property
     def held(self) -> dict[str, torch.Tensor]:
@@ -54,7 +52,8 @@ class Live:
         tokens, found = np.searchsorted(self.data.token_ids, ids), dict[str, float]()
         for role, model in self.models.items():
             image, text = embed_images(model, self.data.images, np.array([self.row])), embed_texts(model, tokens)
-            found[role] = float(scores.align(image, text, *self.held[role], torch.tensor([-1])).contrast)
+            held_image, held_text = self.held[role]
+            found[role] = float(scores.align(image, text, held_image, held_text, torch.tensor([-1])).contrast)
         return found
 
     def draw(self, captions: Sequence[str]) -> Figure:
@@ -88,10 +87,13 @@ class Live:
         update({})
 
 
-def load(role: str, pairs: data.Dataset) -> CLIP:
-    """Return a model that is in the repository: "f" or "g"."""
-    told = json.loads((FOLDER / f"{role}.json").read_text(encoding="utf-8"))["recipe"]
-    recipe = Recipe(**told | {"data": pairs.config, "trained_on": tuple(told["trained_on"])})
-    model = fresh(recipe, pairs)
-    model.load_state_dict({name: w.float() for name, w in load_file(FOLDER / f"{role}.safetensors").items()})
-    return model.eval()
+def load() -> tuple[data.Dataset, dict[str, CLIP]]:
+    """Return the two models that are in the repository, "f" and "g", and their scenes."""
+    models = dict[str, CLIP]()
+    for role in SAW:
+        told = json.loads((FOLDER / f"{role}.json").read_text(encoding="utf-8"))["recipe"]
+        scenes = data.sketch(DataConfig(**told["data"] | {"caption_columns": ()}))
+        models[role] = fresh(Recipe(**told | {"data": scenes.config}), scenes).eval()
+        weights = load_file(FOLDER / f"{role}.safetensors")
+        models[role].load_state_dict({name: weight.float() for name, weight in weights.items()})
+    return scenes, models

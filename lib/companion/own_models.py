@@ -1,4 +1,4 @@
-"""Notebook 05: open_clip checkpoints, or f and g of notebook 02, embed captioned pairs, and every pair is scored."""
+"""Notebook 05: open_clip checkpoints, or the f and g that are here, embed captioned pairs, and every pair is scored."""
 
 import hashlib
 import json
@@ -17,8 +17,9 @@ from open_clip.convert import convert_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 
-from lib import data, model, photos, recipes, runs, scores, store
-from lib.companion import entries
+from lib import model, photos, recipes, scores, store
+from lib.companion import entries, live
+from lib.data import Dataset
 from lib.photos import DataError
 
 BATCH, BLOCK, VIEWS = 64, 1000, 2  # pairs that are embedded, and scored, at once; light crops of each picture
@@ -137,36 +138,34 @@ def _compare(held: dict[str, torch.Tensor], clip: Any, *_: Any) -> None:
         raise DataError(f"its weights do not fit, in {len(wrong)} tensors: {said}")
 
 
-def of_run(recipe: recipes.Recipe, name: str) -> Checkpoint:
-    """Return a model that is trained here as a checkpoint, for the first captions of its own data set."""
-    own = data.prepare(recipe.data)
+def of_live(role: str, clip: Any, own: Dataset) -> Checkpoint:
+    """Return a model of figures/scenes-laptop/live as a checkpoint, for the first captions of its scenes."""
     tokens = {captions[0]: ids[0] for captions, ids in zip(own.captions, own.tokens, strict=True)}
     return Checkpoint(
-        *(name, runs.run_key(recipe), runs.load(recipe)),
-        preprocess=lambda picture: model.normalise(torch.from_numpy(photos.square(picture, recipe.data.pixels))),
+        *(f"{role} of figures/scenes-laptop/live", store.digest(live.FOLDER / f"{role}.safetensors"), clip),
+        preprocess=lambda picture: model.normalise(torch.from_numpy(photos.square(picture, own.config.pixels))),
         tokenize=lambda captions: torch.from_numpy(np.stack([tokens[caption] for caption in captions])),
     )
 
 
-def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen: str) -> tuple[Pairs, list]:
+def begin(dataset: str, captions: str, image: str, models: str, seen: str) -> tuple[Pairs, list]:
     """Return the pairs and the one or two checkpoints that the parameters of notebook 05 name. Without `models` these
-    are f and g of notebook 02, seed 0, and its corrupted pairs. The drawn scenes are always those. Raise DataError."""
+    are the f and g that are here, and the corrupted pairs of their scenes. Raise DataError."""
     names, marks, given = entries(models), entries(seen), [captions] if isinstance(captions, str) else captions or []
     columns = tuple(filter(None, map(str.strip, ",".join(given).split(","))))
     if len(names) > 2 or len(marks) not in (0, len(names)):
         raise DataError("models: expected one or two, with a comma between; seen: none, or one entry per model")
-    if names and dataset != "scenes":
+    if not names and dataset != "scenes":
+        raise DataError("models: name one or two checkpoints, such as ViT-B-32:openai")
+    if dataset != "scenes":
         source, about = photos.open_source(dataset, image, columns), photos.state(dataset)
     else:
-        base = runs.plan("02_miscaptioned_memorization", scale, dataset, captions, image)["CLIP"]
-        source, about = of_study(base), [data.prepare(base.data).fingerprint, str(base.data)]
-    checkpoints = [load(name) for name in names]
+        own, clips = live.load()
+        source, about = of_scenes(own), [str(own.config)]
+    checkpoints = [load(name) for name in names] or [of_live(*one, own) for one in clips.items()]
     weights = [[x for n, x in one.clip.named_parameters() if n != "logit_bias"] for one in checkpoints]
     if len(names) == 2 and all(torch.equal(a, b) for a, b in zip(*weights, strict=False)):
         raise DataError(f"{' and '.join(names)} are the same model: nothing can be compared")
-    if not names:
-        runs.train_all(both := recipes.f_and_g(base, 0))
-        checkpoints = [of_run(one, f"{m} of notebook 02, seed 0") for m, one in zip("fg", both, strict=True)]
     marks = marks or [""] * len(names) or ["seen_f", "seen_g"]
     known = {f"seen_{m}": membership(one, source) for m, one in zip("fg", marks, strict=False)}
     if "corruption" in source.columns:
@@ -175,12 +174,12 @@ def begin(scale: str, dataset: str, captions: str, image: str, models: str, seen
     return Pairs(source, fingerprint, pd.DataFrame(known)), checkpoints
 
 
-def of_study(recipe: recipes.Recipe) -> photos.Source:
-    """Return the pool and external pairs of a recipe's data as models see them, and which of them its f and g saw."""
-    own, size = data.prepare(recipe.data), recipe.data.pixels
+def of_scenes(own: Dataset) -> photos.Source:
+    """Return the pool and external pairs of scenes as models see them, and which of them f and g of seed 0 saw."""
+    size = own.config.pixels
     table = own.table.loc[own.table["subset"].isin(recipes.CORRUPTED), ["caption", "corruption"]]
     for m, half in zip("fg", recipes.HALVES, strict=True):
-        table[f"seen_{m}"] = table.index.isin(own.half(half, recipe.seed))
+        table[f"seen_{m}"] = table.index.isin(own.half(half, 0))
     pixels = own.images[table.index].transpose(0, 2, 3, 1)
     table["image"] = [f"P6 {size} {size} 255 ".encode() + one.tobytes() for one in pixels]  # PPM: nothing is lost
     parts = [(Path(), table[start : start + BATCH].to_dict("records")) for start in range(0, len(table), BATCH)]

@@ -9,11 +9,11 @@ from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
 from safetensors.torch import load_file, save
 
-from lib import runs, store
+from lib import store
 from lib.companion import findings
 from lib.data import prepare
 from lib.photos import PRESETS
-from lib.recipes import DataConfig
+from lib.recipes import CONDITIONS, DataConfig, at_scale
 
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
@@ -71,7 +71,7 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     store.write_json(path, findings.adjust(sorted(rows, key=lambda row: (row["notebook"], row["finding"]))))
     models = [model | {n: one["about"][n] for n in ("notebook", "commit")} for one in found for model in one["models"]]
     store.publish(reference / "scores", models, UNREAD)
-    for config in {recipe.data for name in names for recipe in runs.plan(name, scale, dataset).values()}:
+    for config in {one.data for name in names for one in CONDITIONS[name](at_scale(scale, dataset)).values()}:
         known = prepare(config).table.drop(columns="caption").assign(captions=prepare(config).tokens.shape[1])
         store.write_bytes(reference / "scores" / config.file, known.to_parquet(compression="zstd"))
     keep_live(reference / "live", [m for m in models if (dataset, scale, m["notebook"][:2], m["seed"]) == LIVE])
