@@ -133,8 +133,8 @@ def fit_sizes(config: DataConfig, available: int) -> DataConfig:
 
 def split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
     """Return five disjoint subsets of `count` rows, of the sizes in `config`, each sorted; `config.seed` shuffles."""
-    ends = np.cumsum(list(config.sizes().values()))
-    parts = np.split(np.random.default_rng([config.seed, 0]).permutation(count), ends)
+    ends, order = np.cumsum(list(config.sizes().values())), np.random.default_rng([config.seed, 0]).permutation(count)
+    parts = np.split(np.roll(order, config.tenth * config.external) if config.tenth >= 0 else order, ends)
     return {name: np.sort(part) for name, part in zip(SUBSETS, parts, strict=False)}  # the last part is left over
 
 

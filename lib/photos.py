@@ -528,24 +528,29 @@ def gather(rows: Iterable[Row], pixels: BinaryIO, most: int | None = None) -> Ph
             if len(seen) == most:  # later rows may have had other captions of the same pictures
                 break
             pixels.write(content)
-            grey = Image.fromarray(row.image.transpose(1, 2, 0)).convert("L")
-            thumbs.append(np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16))
+            thumbs.append(thumb(row.image))
         seen.setdefault(digest, (row.number, row.labels, []))[2].extend(row.captions)
     numbers, labels, texts = map(list, zip(*seen.values(), strict=True)) if seen else ([], [], [])
     captions = [list(dict.fromkeys(own)) for own in texts]
-    dropped, near = sum(len(own[MAX_CAPTIONS:]) for own in captions), near_duplicates(thumbs)
+    dropped, near = sum(len(own[MAX_CAPTIONS:]) for own in captions), sum(near_duplicates(thumbs) > 0)
     said = [f"rows that show a picture again, merged with it: {again:,}"] * bool(again)
     said += [f"captions beyond {MAX_CAPTIONS} of a picture, left out: {dropped:,}"] * bool(dropped)
     said += [f"pictures nearly equal to another one (the same, encoded twice?): {near:,}"] * bool(near)
     return Photos(numbers, [own[:MAX_CAPTIONS] for own in captions], labels, said)
 
 
-def near_duplicates(thumbs: Sequence[np.ndarray]) -> int:
-    """Return how many of N grey pictures int16 `[16, 16]` differ by less than NEAR in the mean from a similar one."""
-    fine, near = np.reshape(thumbs, (-1, 4, 4, 4, 4)), np.zeros(len(thumbs), bool)
+def thumb(image: np.ndarray) -> np.ndarray:
+    """Return a grey picture int16 `[16, 16]` of an image uint8 `[3, H, W]`."""
+    grey = Image.fromarray(image.transpose(1, 2, 0)).convert("L")
+    return np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16)
+
+
+def near_duplicates(thumbs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return of how many similar ones (up to 4) each of N `thumb` pictures differs by less than NEAR in the mean."""
+    fine, near = np.reshape(thumbs, (-1, 4, 4, 4, 4)), np.zeros(len(thumbs), int)
     coarse = fine.mean(axis=(2, 4)).reshape(-1, 16)  # means of 4 x 4 pixels differ by no more
     others = cKDTree(coarse).query(coarse, k=range(1, 6), p=1, distance_upper_bound=16 * NEAR)[1] if len(fine) else []
     for place in np.transpose(others):  # of the five most similar ones, itself among them; N where there are fewer
         rows = np.flatnonzero((place < len(fine)) & (place != np.arange(len(fine))))
-        near[rows] |= np.abs(fine[rows] - fine[place[rows]]).mean(axis=(1, 2, 3, 4)) < NEAR
-    return int(near.sum())
+        near[rows] += np.abs(fine[rows] - fine[place[rows]]).mean(axis=(1, 2, 3, 4)) < NEAR
+    return near

@@ -32,6 +32,7 @@ class DataConfig:
     swapped: float = 0.2  # share of the pool and of the external pairs that get another pair's captions
     partly_swapped: float = 0.2  # share of both in which a part of the words is replaced, see captions.SHARES
     inverted: float = 0.1  # share of both whose picture becomes its negative: atypical on purpose
+    tenth: int = -1  # from 0 on: the external pairs are this tenth of all, of one order for all seeds
     context: int = 24  # longest caption in tokens, start and end token included
     seed: int = 0  # of the subsets and the corruption, the same for every training seed
     image_column: str = ""  # "": found automatically

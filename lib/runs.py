@@ -141,7 +141,7 @@ def removed(recipe: Recipe) -> Any:
 def _evaluate(model: CLIP, recipe: Recipe) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return what a run records of its model along training: scores of pairs, and numbers for its history."""
     data, numbers = prepare(recipe.data), dict[str, float]()
-    if len(train.evaluation_epochs(recipe)) > 1 and not recipe.frozen:
+    if len(train.evaluation_epochs(recipe)) > 1 and not recipe.frozen and recipe.data.test:
         units = scores.unit_scores(model, data, scores.uninverted_rows(recipe, data), views=2)
         numbers = utility.during_training(model, recipe.reads_captions, data)
         numbers |= {f"unitmem_{n}": float(x) for n, x in units.groupby("layer")["unitmem"].mean().items()}

@@ -23,7 +23,7 @@ def parse(words: list[str]) -> Namespace:
     add("--image", metavar="COLUMN", default="", help="column that holds the pictures, if it is not found")
     add("--models", metavar="F,G", default="", help="notebook 05: ARCHITECTURE:FILE_OR_TAG, hf-hub:… or local-dir:…")
     add("--seen", metavar="F,G", default="", help="notebook 05: the rows that each was trained on: a column or a file")
-    add("--seeds", metavar="N", type=int, default=5, help="how many times everything is trained (5)")
+    add("--seeds", metavar="N", type=int, help="how many times everything is trained (5; of --audit 10)")
     add("--jobs", metavar="N", type=int, help="models trained at once (one per core; one on an accelerator)")
     add("--device", choices=("cpu", "cuda", "mps"), help="where models are trained (the fastest there is)")
     add("--precision", choices=("fp32", "bf16"), help="of products (bf16 on GPUs that have it, and with AMX)")
@@ -32,11 +32,13 @@ def parse(words: list[str]) -> Namespace:
     add("--force", action="store_true", help="train again what is already trained")
     add("--keep-going", action="store_true", help="go on to the next notebook after one that failed")
     add("--publish", action="store_true", help="afterwards copy the results to figures/, the reference")
+    add("--audit", metavar="PAIRS", default="", help="sort the pairs of a file or folder, the most suspicious first")
     add("--lab", nargs="...", metavar="ARGUMENT", help="open JupyterLab at the tour; what follows goes to Jupyter")
     add("--course", metavar="DIR", help="write a course to DIR: copies for students and instructors, a lesson plan")
     add("--test", action="store_true", help="test the project itself: ruff, mypy, pytest")
     parser.set_defaults(scores="own")  # what a notebook reads by itself is published
     options = parser.parse_args(words)
+    options.seeds = (10 if options.audit else 5) if options.seeds is None else options.seeds
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs: expected a whole number from 1 on")
     index, _, count = (options.share or "1/1").partition("/")
