@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from lib import photos, store
 from lib.captions import MIN_WORDS, Corruption, compact, corrupt, encode
 from lib.photos import DataError, Row
 from lib.recipes import CORRUPTED, HALVES, SUBSETS, DataConfig, Recipe
-from lib.scenes import Painted, make_scenes
+from lib.scenes import SHAPES, Painted, make_scenes
 
 FORMAT = 3  # raise it when decoding changes
 WORLD_SEED = 0  # all scenes come from one world: DataConfig.seed shuffles the split, not the scenes
@@ -149,29 +149,26 @@ def load(config: DataConfig) -> RawPairs:
     return _stored(read, config, [*photos.state(config.dataset), most])
 
 
-@lru_cache(maxsize=1)
-def sketch(config: DataConfig) -> Dataset:
-    """Return a data set of scenes whose images are only drawn when they are asked for: to look at, not to train on."""
-    count = sum(config.sizes().values())
-    made = make_scenes(count, 0, WORLD_SEED)  # without a pixel: what is known of them is enough
-    ids, said = _tokenize(made.captions, config)
-    truth = {"rarity": made.rarity.astype(float), "vagueness": made.vagueness[:, 0].astype(float)}
-    shares, names = class_shares(made.labels[:, None].tolist(), made.label_names)
-    images: Any = Painted(count, config.pixels, WORLD_SEED)
-    table = pd.DataFrame({"pair_id": range(count)} | truth)
-    return arrange(config, RawPairs(images, made.captions, ids, shares, tuple(names), table, "", said))
-
-
 def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
-    """Return what is known of photographs that are not here: their published `table` (of `arrange`, without captions),
-    and no images, captions or classes."""
-    subsets = {name: rows.to_numpy() for name, rows in table.index.to_series().groupby(table["subset"])}
-    pair_ids = table["pair_id"].reindex(range(table.index.max() + 1), fill_value=-1).to_numpy()
-    tokens, none = np.zeros((0, table["captions"].max(), config.context), np.int32), np.zeros((0, 0), np.float32)
-    said = "the photographs are not here, so they are not shown"
-    known: dict[str, Any] = dict(captions=[], ids=tokens, shares=none, class_names=(), fingerprint="", said=said)
-    known |= dict(config=config, originals=[], tokens=tokens, token_ids=tokens[:, 0, 0], targets=none)
-    return Dataset(images=none, table=table, subsets=subsets, pair_ids=pair_ids, **known)
+    """Return what is published of a data set, for the rows of `table`: of scenes the first captions and the images,
+    which are drawn when they are asked for; of photographs neither."""
+    known, every = "caption" in table, range(table.index.max() + 1)
+    subsets = {name: table.index[table["subset"] == name].to_numpy() for name in SUBSETS}
+    texts = table.reindex(columns=["caption", "true"]).reindex(every).fillna("").to_numpy()[:, :, None].tolist()
+    captions, originals = ([both[place] for both in texts] for place in (0, 1))
+    ids = encode(captions, 1, config.context)
+    tokens, token_ids = compact(ids, ids)
+    shares, images = np.zeros((len(every), len(SHAPES) * known), np.float32), np.zeros((0, 0), np.uint8)
+    if known:
+        images = cast(np.ndarray, Painted(len(every), config.pixels, WORLD_SEED))
+        inverted = table.index[table["corruption"] == "inverted"]
+        images[inverted] = 255 - images[inverted]
+        shares[table.index, table["label"]] = 1
+    pair_ids = table["pair_id"].reindex(every, fill_value=-1).to_numpy()
+    said = "read from figures/" + "; the photographs are not here, so they are not shown" * (not known)
+    tokens = tokens.repeat(table["captions"].max(), axis=1)
+    pairs = images, captions, ids, shares, SHAPES if known else (), table, "", said
+    return Dataset(*pairs, config, subsets, originals, tokens, token_ids, shares, pair_ids)
 
 
 def load_labelled(dataset: str, pixels: int) -> RawPairs:

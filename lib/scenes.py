@@ -83,8 +83,7 @@ def _make(seed: int, i: int, pixels: int) -> tuple[Array, list[str], int, float,
     rng = np.random.default_rng([seed, i])
     scene, label, rarity = _imagine(rng)
     texts, vagueness = _describe(scene, rng)
-    picture = paint(scene, pixels, rng) if pixels else np.zeros((3, 0, 0), np.uint8)
-    return picture, texts, label, rarity, vagueness
+    return paint(scene, pixels, rng), texts, label, rarity, vagueness
 
 
 def _given_shape(names: tuple[str, ...], power: float, *shares: float) -> Array:

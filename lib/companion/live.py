@@ -1,11 +1,12 @@
 """Two small models that are in the repository answer captions that a reader types."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import Markdown, display
 from ipywidgets import Output, Text
@@ -13,9 +14,11 @@ from matplotlib.figure import Figure
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from lib import data, scores, store
+from lib import scores, store
 from lib.captions import encode
 from lib.companion import figures
+from lib.companion.findings import read_json
+from lib.data import Dataset, stand_in
 from lib.model import embed_images, embed_texts
 from lib.recipes import DataConfig, Recipe
 from lib.train import fresh
@@ -87,13 +90,16 @@ class Live:
         update({})
 
 
-def load() -> tuple[data.Dataset, dict[str, CLIP]]:
-    """Return the two models that are in the repository, "f" and "g", and their scenes."""
+def load() -> tuple[Dataset, dict[str, CLIP]]:
+    """Return the two models that are in the repository, "f" and "g", and their scenes with the tokens they read."""
     models = dict[str, CLIP]()
     for role in SAW:
-        told = json.loads((FOLDER / f"{role}.json").read_text(encoding="utf-8"))["recipe"]
-        scenes = data.sketch(DataConfig(**told["data"] | {"caption_columns": ()}))
-        models[role] = fresh(Recipe(**told | {"data": scenes.config}), scenes).eval()
-        weights = load_file(FOLDER / f"{role}.safetensors")
+        told, weights = read_json(FOLDER / f"{role}.json"), load_file(FOLDER / f"{role}.safetensors")
+        config = DataConfig(**told["recipe"]["data"] | {"caption_columns": ()})
+        scenes = stand_in(config, pd.read_parquet(FOLDER.parent / "scores" / config.file))
+        token_ids, length = np.array(told["token_ids"]), len(weights["positional_embedding"])
+        tokens = np.searchsorted(token_ids, scenes.ids[:, :, :length])
+        scenes = replace(scenes, tokens=tokens, token_ids=token_ids)
+        models[role] = fresh(Recipe(**told["recipe"] | {"data": config}), scenes).eval()
         models[role].load_state_dict({name: weight.float() for name, weight in weights.items()})
     return scenes, models

@@ -112,7 +112,7 @@ def begin(
 
 def published(notebook: str, scale: str, dataset: str) -> Study | None:
     """Let `runs` and `prepare` read what the reference has of a notebook, all seeds, and return it as a study; None,
-    and a sentence, where it has nothing. Of scenes only those that are shown are drawn."""
+    and a sentence, where it has nothing."""
     folder = findings.reference_folder(dataset, scale) / "scores"
     index = findings.read_json(folder / "index.json")["models"] if (folder / "index.json").is_file() else []
     entries = [entry for entry in index if entry["notebook"] == notebook]
@@ -126,13 +126,8 @@ def published(notebook: str, scale: str, dataset: str) -> Study | None:
     for entry in entries:
         pair = f_and_g(conditions[entry["condition"]], entry["seed"])
         runs.PUBLISHED[pair["fg".index(entry["role"])]] = folder, entry["key"]
-    plain = next(iter(conditions.values())).data
-    for config in {one.data for one in conditions.values()} - {plain}:
+    for config in {one.data for one in conditions.values() if not Path(dataset).exists()}:
         sets.PUBLISHED[config] = sets.stand_in(config, pd.read_parquet(folder / config.file))
-    if dataset == "scenes":
-        sets.PUBLISHED[plain] = sets.sketch(plain)
-    elif not Path(dataset).exists():
-        sets.PUBLISHED[plain] = sets.stand_in(plain, pd.read_parquet(folder / plain.file))
     return Study(conditions, tuple(sorted({entry["seed"] for entry in entries})), SCALES[scale].augmentations)
 
 
