@@ -6,7 +6,6 @@ UnitMem asks of a single unit how much it responds to one image more than to all
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,36 +25,27 @@ WEIGHT = 5.0  # beta and gamma
 TAU_OWN = 0.1  # tau_1: how fast a neighbour counts less, the farther it is
 TAU_PAIR = 5.0  # tau_2: the same, the worse its own image and caption agree
 # What is memorized -> the score it is the change of, and the sign of the change
-MEMORIZED = {"clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1), "labelmem": ("probability", 1)}
-MEMORIZED["sslmem"] = ("distance_image", -1)
+MEMORIZED = {"clipmem": ("contrast", 1), "labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
 Held = tuple[Tensor, Tensor, Tensor]  # the last three arguments of `align`
 
 
 # --- CLIPMem, SSLMem ---
-class Alignment(NamedTuple):
-    """Two forms of the alignment A of N pairs, each `[N]`; see `align`."""
+def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> Tensor:
+    """Return the alignment A `[N]` of N pairs:
 
-    plain: Tensor
-    contrast: Tensor
-
-
-def align(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor) -> Alignment:
-    """Return two forms of the alignment of N pairs.
-
-    plain    = mean over views of cos(image, text)
-    contrast = plain - mean over held-out captions t of cos(image, t) - mean over held-out images i of cos(i, text)
+    mean over views of cos(image, text) - mean over held-out captions t of cos(image, t)
+                                        - mean over held-out images i of cos(i, text)
 
     Unit vectors: `image` `[A, N, D]` of A augmented views, `text` `[N, D]`, `held_image` and `held_text` `[M, D]` of
     held-out pairs. `own` `[N]`: of a scored pair that is itself held out its place among the M, which is left out of
     the mean; else -1."""
     view = image.mean(dim=0)
-    plain = (view * text).sum(dim=1)
     is_held = (own >= 0).float()[:, None]
     count = len(held_text) - is_held
     # cosines of unit vectors are linear: the mean over the held-out pairs is one product with their mean vector
     mean_text = (held_text.sum(dim=0) - is_held * held_text[own.clamp(min=0)]) / count
     mean_image = (held_image.sum(dim=0) - is_held * held_image[own.clamp(min=0)]) / count
-    return Alignment(plain, plain - (view * mean_text).sum(dim=1) - (mean_image * text).sum(dim=1))
+    return (view * (text - mean_text)).sum(dim=1) - (mean_image * text).sum(dim=1)
 
 
 def pair_loss(image: Tensor, text: Tensor, held_image: Tensor, held_text: Tensor, own: Tensor, scale: float) -> Tensor:
@@ -78,7 +68,7 @@ def held_out(data: Dataset) -> np.ndarray:
 def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
     One row per pair of `subsets`, of shared pairs as many as the pool has: pair_id, subset, and under an objective
-    with captions `plain`, `contrast` (over augmented views), `similarity`, `loss` (of the image as it is), each the
+    with captions `contrast`, the alignment (over augmented views), `similarity`, `loss` (of the image as it is), each the
     mean of the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image`."""
     held, parts = held_out(data), []
     if recipe.reads_captions:
@@ -122,8 +112,8 @@ def _alignment(model: CLIP, recipe: Recipe, data: Dataset, rows: np.ndarray, vie
     of_captions = []
     for caption in range(min(recipe.n_captions, data.tokens.shape[1])):
         text = embed_texts(model, data.tokens[rows, caption])
-        found = align(seen, text, *held)._asdict()
-        found |= {"similarity": (image[0] * text).sum(dim=1), "loss": pair_loss(image[0], text, *held, scale)}
+        found = {"contrast": align(seen, text, *held), "similarity": (image[0] * text).sum(dim=1)}
+        found["loss"] = pair_loss(image[0], text, *held, scale)
         of_captions.append(found)
     return {name: torch.stack([found[name] for found in of_captions]).mean(dim=0) for name in of_captions[0]}
 
@@ -136,7 +126,7 @@ def by_caption(model: CLIP, data: Dataset) -> pd.DataFrame:
     images, of_held = embed_images(model, data.images, rows), (*embed_pairs(model, data, held), positions(rows, held))
     texts = torch.stack([embed_texts(model, data.tokens[rows, c]) for c in range(data.tokens.shape[1])])
     count = torch.tensor([len(data.captions[row]) for row in rows])
-    found = {f"contrast_{c}": align(images, text, *of_held).contrast for c, text in enumerate(texts)}
+    found = {f"contrast_{c}": align(images, text, *of_held) for c, text in enumerate(texts)}
     found = {name: value.masked_fill(count <= c, torch.nan) for c, (name, value) in enumerate(found.items())}
     found["distance_text"] = torch.full((len(rows),), torch.nan)
     for number in set(count.tolist()) - {1}:  # the tokens of fewer captions are repeated
@@ -168,7 +158,7 @@ def in_out(f: pd.DataFrame, g: pd.DataFrame, data: Dataset, seed: int) -> pd.Dat
 
 
 def memorization(found: pd.DataFrame) -> pd.DataFrame:
-    """Add to a table of `in_out` what is memorized: clipmem (of `contrast`), clipmem_plain, labelmem, sslmem."""
+    """Add to a table of `in_out` what is memorized: clipmem (of `contrast`), labelmem, sslmem."""
     for name, (score, sign) in MEMORIZED.items():
         if f"{score}_in" in found:
             found[name] = sign * (found[f"{score}_in"] - found[f"{score}_out"])
@@ -249,7 +239,7 @@ def rotation(source: Tensor, target: Tensor) -> Tensor:
 def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tensor]:
     """Return `[N]` numbers of N pairs, from the embeddings that two models make of them in one space.
 
-    A(a, b) is the alignment (its form `contrast`) of images seen by model a with captions read by model b. Of "in", the
+    A(a, b) is the alignment of images seen by model a with captions read by model b. Of "in", the
     model that was trained on the pair, and "out", the other one:
 
     clipmem    = A(in, in) - A(out, out)
@@ -262,10 +252,11 @@ def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tens
     out, `exchange` (bool `[N]`) where "in" is g, not f."""
     own = torch.full((f.shape[1],), -1)
     own[held] = torch.arange(len(held))
-    of = [[align(a[:1], b[1], a[0, held], b[1, held], own) for b in (f, g)] for a in (f, g)]
-    plain, contrast = (torch.stack([torch.stack([x[form] for x in row]) for row in of]) for form in (0, 1))
-    ordered = torch.where(exchange, contrast.flip(0, 1), contrast)  # [2, 2, N]: image tower, text tower; 0 is "in"
-    clean = plain.masked_fill(own < 0, torch.nan)
+    each = [torch.stack([align(a[:1], b[1], a[0, held], b[1, held], own) for b in (f, g)]) for a in (f, g)]
+    found = torch.stack(each)
+    ordered = torch.where(exchange, found.flip(0, 1), found)  # [2, 2, N]: image tower, text tower; 0 is "in"
+    cosine = torch.stack([torch.stack([(a[0] * b[1]).sum(dim=1) for b in (f, g)]) for a in (f, g)])
+    clean = cosine.masked_fill(own < 0, torch.nan)
     return {
         "clipmem": ordered[0, 0] - ordered[1, 1],
         "text_part": ordered[1, 0] - ordered[1, 1],

@@ -16,7 +16,7 @@ from lib import runs, scores, train
 from lib.model import light_crop, normalise, other_view
 from lib.recipes import f_and_g
 
-OF_CAPTIONS = {"plain", "contrast", "similarity", "loss"}
+OF_CAPTIONS = {"contrast", "similarity", "loss"}
 COLUMNS = {"CLIP": OF_CAPTIONS, "SigLIP": OF_CAPTIONS}
 COLUMNS |= {"supervised": {"probability"}, "self-supervised": {"distance_image"}}
 
@@ -41,10 +41,10 @@ def text(model, data, rows, caption=0):
 def naive_alignment(views, own_text, held_image, held_text, own):
     """The definition for one pair, one cosine at a time; `own`: its place among the held-out pairs, or -1."""
     others = [m for m in range(len(held_text)) if m != own]
-    plain = np.mean([float(view @ own_text) for view in views])
+    cosine = np.mean([float(view @ own_text) for view in views])
     to_captions = np.mean([float(view @ held_text[m]) for view in views for m in others])
     to_images = np.mean([float(held_image[m] @ own_text) for m in others])
-    return plain, plain - to_captions - to_images
+    return cosine - to_captions - to_images
 
 
 @pytest.mark.parametrize(("count", "held", "own"), [(4, 5, [-1, -1, -1, 0, 4, 2]), (1, 2, [1]), (1, 3, [-1])])
@@ -56,7 +56,7 @@ def test_alignment_and_loss_equal_their_definitions(count, held, own):
     loss = scores.pair_loss(views[0], texts, held_image, held_text, own, scale=7.0)
     for i in range(len(own)):
         expected = naive_alignment(views[:, i], texts[i], held_image, held_text, own[i])
-        assert [float(form[i]) for form in found] == pytest.approx(expected, abs=1e-6)
+        assert float(found[i]) == pytest.approx(expected, abs=1e-6)
         same, others = math.exp(7 * views[0, i] @ texts[i]), [m for m in range(held) if m != own[i]]
         both = (views[0, i], held_text), (texts[i], held_image)
         sums = [sum(math.exp(7 * a @ held[m]) for m in others) for a, held in both]
@@ -76,9 +76,9 @@ def test_scores_are_of_the_trained_captions_among_the_clean_external_pairs(data,
         views = [image(model, light_crop(images, seeded(a)))[place] for a in range(2)]
         own, plain_image = (5 if subset == "external" else -1), image(model, normalise(images))[place]
         texts = [text(model, data, rows, c)[place] for c in range(captions)]
-        expected = np.mean([naive_alignment(views, one, *held, own) for one in texts], axis=0)
+        expected = np.mean([naive_alignment(views, one, *held, own) for one in texts])
         measured = found.loc[data.pair_ids[row]]
-        assert measured[["plain", "contrast"]].tolist() == pytest.approx(expected, abs=1e-5)
+        assert measured["contrast"] == pytest.approx(expected, abs=1e-5)
         assert measured["similarity"] == pytest.approx(np.mean([float(plain_image @ one) for one in texts]), abs=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_scores_by_caption_are_of_images_as_they_are_and_missing_where_there_are
     texts = [text(model, data, rows, caption) for caption in range(5)]
     for place, caption, own in ((3, 1, -1), (5, 4, -1), (rows.tolist().index(held[5]), 2, 5)):
         asked = seen[place][None], texts[caption][place], held_image, text(model, data, held), own
-        assert found[f"contrast_{caption}"][place] == pytest.approx(naive_alignment(*asked)[1], abs=1e-5)
+        assert found[f"contrast_{caption}"][place] == pytest.approx(naive_alignment(*asked), abs=1e-5)
     assert found.isna().to_numpy().sum() == 3 and found.loc[3, ["contrast_2", "contrast_3", "contrast_4"]].isna().all()
     assert found["distance_text"][3] == pytest.approx(np.linalg.norm(texts[0][3] - texts[1][3]), abs=1e-5)
     views = [image(model, other_view(pictures[rows], seeded(view))) for view in range(5)]
@@ -147,8 +147,7 @@ def test_in_is_the_model_that_was_trained_on_the_pair(data):
 
 def test_memorization_is_what_changes_for_the_pair_in_the_direction_of_its_score():
     table = pd.DataFrame({"pair_id": [1, 2, 3], "subset": ["pool", "pool", "external"]})
-    signs = {"clipmem": ("contrast", 1), "clipmem_plain": ("plain", 1)}
-    signs |= {"labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
+    signs = {"clipmem": ("contrast", 1), "labelmem": ("probability", 1), "sslmem": ("distance_image", -1)}
     for name, (score, sign) in signs.items():
         found = scores.memorization(table.assign(**{f"{score}_in": [0.5, 0.1, 0.9], f"{score}_out": 0.1}))
         assert found[name].tolist() == pytest.approx([0.4 * sign, 0, 0.8 * sign])
@@ -289,7 +288,7 @@ def test_the_parts_equal_their_definitions():
 
     def contrast(image, text, n):
         own = HELD.tolist().index(n) if n in HELD else -1
-        return naive_alignment(image[None, n], text[n], image[HELD], text[HELD], own)[1]
+        return naive_alignment(image[None, n], text[n], image[HELD], text[HELD], own)
 
     for n in range(12):
         saw, other = (g, f) if n % 2 else (f, g)

@@ -58,8 +58,7 @@ def test_scores_of_pairs_are_differences_taken_by_hand(make, data):
     for condition, seed in (("CLIP", 0), ("CLIP", 1), ("more", 1)):
         f, g = (by_hand(recipe, data, 2, subsets) for recipe in f_and_g(study.conditions[condition], seed))
         part, pool = of(found, condition, seed), (f["subset"] == "pool").to_numpy()
-        raw = saw_minus_did_not(data, f["contrast"], g["contrast"], seed)
-        expected = {"clipmem": raw, "clipmem_plain": saw_minus_did_not(data, f["plain"], g["plain"], seed)}
+        expected = {"clipmem": saw_minus_did_not(data, f["contrast"], g["contrast"], seed)}
         expected |= {"loss_in": np.where(part["member"] == -1, g["loss"], f["loss"])}
         assert_allclose(part[list(expected)], pd.DataFrame(expected), atol=1e-12)
         assert part["member"].abs().eq(pool).all()

@@ -56,7 +56,7 @@ class Live:
         for role, model in self.models.items():
             image, text = embed_images(model, self.data.images, np.array([self.row])), embed_texts(model, tokens)
             held_image, held_text = self.held[role]
-            found[role] = float(scores.align(image, text, held_image, held_text, torch.tensor([-1])).contrast)
+            found[role] = float(scores.align(image, text, held_image, held_text, torch.tensor([-1])))
         return found
 
     def draw(self, captions: Sequence[str]) -> Figure:

@@ -238,10 +238,10 @@ def embed(checkpoint: Checkpoint, pairs: Pairs) -> pd.DataFrame:
 
 
 def score(pairs: Pairs, checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
-    """Return a row per usable pair: pair_id, caption, `known`, and of each model plain_f, contrast_f (`scores.align`),
-    similarity_f, loss_f, augmentation_f, lemon_f (and _g); of two models clipmem and clipmem_plain: f - g, or g - f
-    where g alone saw the pair. Held-out are pairs that no model saw, LEMoN's neighbours pairs that the model saw; where
-    too few are known to be so, random ones, without the scored one. Raise DataError for too few pairs."""
+    """Return a row per usable pair: pair_id, caption, `known`, and of each model contrast_f (`scores.align`),
+    similarity_f, loss_f, augmentation_f, lemon_f (and _g); of two models clipmem: f - g, or g - f where g alone saw the
+    pair. Held-out are pairs that no model saw, LEMoN's neighbours pairs that the model saw; where too few are known to
+    be so, random ones, without the scored one. Raise DataError for too few pairs."""
     embedded = [embed(checkpoint, pairs) for checkpoint in checkpoints]
     table = embedded[0][["pair_id", "caption"]].join(pairs.known, on="pair_id")
     rng, every = np.random.default_rng(0), np.arange(len(table))
@@ -257,12 +257,11 @@ def score(pairs: Pairs, checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
         for rows in np.split(every, every[BLOCK::BLOCK]):
             of_held = image[held], text[held], scores.positions(rows, held)
             of_known = image[known], text[known], scores.positions(rows, known)
-            found = scores.align(views[None, rows], text[rows], *of_held)._asdict()
+            found = {"contrast": scores.align(views[None, rows], text[rows], *of_held)}
             found["loss"] = scores.pair_loss(image[rows], text[rows], *of_held, scale)
             found["lemon"] = scores.lemon(image[rows], text[rows], *of_known, scores.NEIGHBOURS)
             table.loc[rows, [f"{name}_{m}" for name in found]] = torch.stack([*found.values()], dim=1).numpy()
     if len(checkpoints) == 2:
         sign = np.where((table["seen_g"] == 1) & (table["seen_f"] == 0), -1, 1)
         table["clipmem"] = sign * (table["contrast_f"] - table["contrast_g"])
-        table["clipmem_plain"] = sign * (table["plain_f"] - table["plain_g"])
     return table.astype({name: "boolean" for name in table if name.startswith("seen_")})

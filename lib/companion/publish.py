@@ -27,7 +27,7 @@ CHANGES = {  # of the text of an executed notebook: its links lead from notebook
 }
 LIVE = ("scenes", "laptop", "02", 0)  # data set, scale, notebook and seed of the models that are published themselves
 # Of tables of scores, the columns that no figure and no claim reads, so that they are not published
-UNREAD = {"pairs-po-ex": ["plain", "similarity", "loss"], "evaluations": ["plain", "probability", "distance_image"]}
+UNREAD = {"pairs-po-ex": ["similarity", "loss"], "evaluations": ["probability", "distance_image"]}
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
 
 
