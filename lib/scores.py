@@ -68,8 +68,8 @@ def held_out(data: Dataset) -> np.ndarray:
 def measure(model: CLIP, recipe: Recipe, data: Dataset, views: int, subsets: Sequence[str] = CORRUPTED) -> pd.DataFrame:
     """Return what one model knows of every scored pair; with `views` 0, as during training, of images as they are.
     One row per pair of `subsets`, of shared pairs as many as the pool has: pair_id, subset, and under an objective
-    with captions `contrast`, the alignment (over augmented views), `similarity`, `loss` (of the image as it is), each the
-    mean of the captions that are trained on; under "supervised" `probability` of its classes, else `distance_image`."""
+    with captions `contrast`, the alignment (over augmented views), `similarity` and `loss` (of the image as it is), the
+    means of the trained captions; under "supervised" `probability` of its classes, else `distance_image`."""
     held, parts = held_out(data), []
     if recipe.reads_captions:
         held_image, held_text = embed_pairs(model, data, held)

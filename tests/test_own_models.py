@@ -1,4 +1,4 @@
-"""Models of a reader's own: loaded or refused, embedded while streaming, and scored; f and g of notebook 02 as well."""
+"""Models of a reader's own: loaded or refused, embedded while streaming, scored; and the f and g that are here."""
 
 import json
 
@@ -9,13 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import photos, runs, scores, store
-from lib.companion import entries, own_models
+from lib import photos, scores, store
+from lib.companion import entries, live, own_models
 from lib.companion.run import absolute
-from lib.data import prepare
 from lib.model import embed_images, embed_texts
 from lib.photos import DataError
-from lib.recipes import f_and_g
 
 N = 120
 IN_F, IN_G = [i % 3 == 0 for i in range(N)], [i % 3 == 1 for i in range(N)]
@@ -40,7 +38,7 @@ def given(folders, tmp_path):
     pairs = pd.DataFrame({"image": [b"P6 20 16 255 " + rng.bytes(960) for _ in range(N)], "corruption": names})
     pairs["captions"] = [[f"a photo of thing {i}", f"thing number {i}"] for i in range(N)]
     pairs.assign(f=IN_F, g=IN_G).to_parquet(tmp_path / "mine.parquet")
-    given = dict.fromkeys(("scale", "captions", "image"), "") | {"dataset": str(tmp_path / "mine.parquet")}
+    given = dict.fromkeys(("captions", "image"), "") | {"dataset": str(tmp_path / "mine.parquet")}
     return given | {"models": ",".join(f"local-dir:{folder}" for folder in folders), "seen": "f,g"}
 
 
@@ -190,11 +188,10 @@ def test_what_cannot_be_scored_is_refused(given, tmp_path):
             score(given, **changes)
 
 
-def test_without_models_f_and_g_of_notebook_02_score_their_own_pairs(trained, monkeypatch):
-    monkeypatch.setattr(runs, "plan", lambda *words: {"CLIP": trained})
-    pairs, checkpoints = own_models.begin("smoke", "scenes", "", "", "", "")
-    data, f = prepare(trained.data), runs.load(f_and_g(trained, 0)[0])
-    rows = np.sort(np.concatenate([data.subsets["pool"], data.subsets["external"]]))
+def test_without_models_the_f_and_g_that_are_here_score_their_own_pairs():
+    pairs, checkpoints = own_models.begin("scenes", "", "", "", "")
+    data, models = live.load()
+    rows, f = np.sort(np.concatenate([data.subsets["pool"], data.subsets["external"]])), models["f"]
     image, text = embed_images(f, data.images, rows)[0], embed_texts(f, data.tokens[rows, 0])
     table, truth = own_models.score(pairs, checkpoints), data.table.loc[rows]
     np.testing.assert_allclose(table["similarity_f"], (image * text).sum(dim=1), atol=2e-5)

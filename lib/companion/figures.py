@@ -26,9 +26,10 @@ MARKERS |= {"text": "s", "image": "^", "SigLIP": "s", "other captions": "D", "ra
 MARKERS |= {"did not see the pair": "D", "text encoder": "s", "image encoder": "^"}
 NAMED = {"both": "both encoders", "text": "text encoder alone", "image": "image encoder alone"}
 FAMILIES = {"CLIP": "black", "captions": RED, "noise": BLUE, "augmented": GREEN, "epochs": NOISE, "words": PINK}
-NAMES = {"clipmem": "CLIPMem", "similarity_in": "similarity", "loss_in": "loss", "early_loss_in": "early loss", "mean_loss_in": "mean loss"}
-NAMES |= {"augmentation_in": "change under augmentation", "lemon_in": "LEMoN", "lemon_out": "held-out LEMoN"}
-NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss", "weighted": "½ in − out"}
+NAMES = {"clipmem": "CLIPMem", "similarity_in": "similarity", "loss_in": "loss", "early_loss_in": "early loss"}
+NAMES |= {"mean_loss_in": "mean loss", "augmentation_in": "change under augmentation", "lemon_in": "LEMoN"}
+NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss", "lemon_out": "held-out LEMoN"}
+NAMES["weighted"] = "½ in − out"
 LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)"}  # of axes
 SMALL: dict = {"x": 0.01, "ha": "left", "fontsize": 11, "color": "#595959", "parse_math": False}
 

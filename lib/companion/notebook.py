@@ -72,6 +72,9 @@ class NotebookRun:
         for (name, base), seed in product(self.study.conditions.items(), self.study.seeds) if self.study else ():
             for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
                 models.append({"condition": name, "seed": seed, "role": role, "key": runs.run_key(recipe)})
+        folder = findings.results_folder(self.about["dataset"], self.about["scale"])
+        for config in {one.data for one in self.study.conditions.values()} if self.study else ():
+            store.write_bytes(folder / config.file, truth(prepare(config)).to_parquet(compression="zstd"))
         findings.record(found, self.figures, self.about, models)
         columns = ["verdict", "claim", "statistic", *findings.NUMBERS, "reason"]
         return pd.DataFrame(found, sorted(self.found), columns).round(4)
@@ -129,6 +132,16 @@ def published(notebook: str, scale: str, dataset: str) -> Study | None:
     for config in {one.data for one in conditions.values() if not Path(dataset).exists()}:
         sets.PUBLISHED[config] = sets.stand_in(config, pd.read_parquet(folder / config.file))
     return Study(conditions, tuple(sorted({entry["seed"] for entry in entries})), SCALES[scale].augmentations)
+
+
+def truth(data: Dataset) -> pd.DataFrame:
+    """Return what may be published of a data set, for `data.stand_in`: of photographs no captions."""
+    table = data.table[~data.table["subset"].isin(["test", "probe"])].drop(columns="caption")
+    table["captions"] = data.tokens.shape[1]
+    if data.config.dataset == "scenes":
+        for name, texts in {"caption": data.captions, "true": data.originals}.items():
+            table[name] = [texts[row][0] for row in table.index]
+    return table
 
 
 def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint: str, keys: Iterable[str]) -> dict:

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
 from safetensors.torch import load_file, save
 
 from lib import store
 from lib.companion import findings
-from lib.data import Dataset, prepare
+from lib.data import prepare
 from lib.photos import PRESETS
-from lib.recipes import CONDITIONS, DataConfig, at_scale
+from lib.recipes import DataConfig
 
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
@@ -72,8 +71,8 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     store.write_json(path, findings.adjust(sorted(rows, key=lambda row: (row["notebook"], row["finding"]))))
     models = [model | {n: one["about"][n] for n in ("notebook", "commit")} for one in found for model in one["models"]]
     store.publish(reference / "scores", models, UNREAD)
-    for config in {one.data for name in names for one in CONDITIONS[name](at_scale(scale, dataset)).values()}:
-        store.write_bytes(reference / "scores" / config.file, truth(prepare(config)).to_parquet(compression="zstd"))
+    for path in own.glob("data-*.parquet"):
+        store.write_bytes(reference / "scores" / path.name, path.read_bytes())
     keep_live(reference / "live", [m for m in models if (dataset, scale, m["notebook"][:2], m["seed"]) == LIVE])
     for name in [name for name in notebooks if dataset == "scenes" and name != OWN_MODELS]:  # captions of our own
         text = executed_page(executed / f"{name}.ipynb")
@@ -81,16 +80,6 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     for page, text in pages().items():
         store.write_bytes(page, text.encode())
     return reference
-
-
-def truth(data: Dataset) -> pd.DataFrame:
-    """Return what is published of a data set, for `data.stand_in`: of photographs no captions."""
-    table = data.table[~data.table["subset"].isin(["test", "probe"])].drop(columns=["caption", "donor"])
-    table["captions"] = data.tokens.shape[1]
-    if data.config.dataset == "scenes":
-        for name, texts in {"caption": data.captions, "true": data.originals}.items():
-            table[name] = [texts[row][0] for row in table.index]
-    return table
 
 
 def keep_live(folder: Path, models: Sequence[dict]) -> None:
