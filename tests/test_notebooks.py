@@ -26,7 +26,7 @@ def test_a_committed_notebook_has_no_outputs_and_short_lines(path):
     code = cells_of(path, "code")
     assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]], "committed with outputs"
     lines = [line for cell in code for line in "".join(cell["source"]).splitlines()]
-    assert not [line for line in lines if len(line) > 120] and max(len(cell["source"]) for cell in code) <= 30
+    assert not [line for line in lines if len(line) > 100] and max(len(cell["source"]) for cell in code) <= 30
     subprocess.run([sys.executable, "-m", "ruff", "check", "-q", path], cwd=ROOT, check=True)
 
 
