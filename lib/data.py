@@ -101,16 +101,11 @@ def arrange(config: DataConfig, pairs: RawPairs) -> Dataset:
 
 def _table(pairs: RawPairs, subsets: dict[str, np.ndarray], made: Corruption, given: np.ndarray) -> pd.DataFrame:
     subset = pd.Series({row: name for name, rows in subsets.items() for row in rows.tolist()}).sort_index()
-    table = pairs.table.assign(
-        subset=subset,
-        corruption=made.corruption,
-        share_planned=made.share_planned,
-        share_swapped=made.share_swapped,
-        donor=np.where(made.donor >= 0, pairs.table["pair_id"].to_numpy()[made.donor], -1),
-        caption=[own[0] for own in made.captions],
-        mislabelled=(pairs.shares != given).any(axis=1),
-        label=np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1) if given.shape[1] else -1,
-    )
+    known: dict[str, Any] = {"corruption": made.corruption, "caption": [own[0] for own in made.captions]}
+    known |= {"share_planned": made.share_planned, "share_swapped": made.share_swapped}
+    known["donor"] = np.where(made.donor >= 0, pairs.table["pair_id"].to_numpy()[made.donor], -1)
+    known["label"] = np.where(given.any(axis=1), (given > 0).argmax(axis=1), -1) if given.shape[1] else -1
+    table = pairs.table.assign(subset=subset, mislabelled=(pairs.shares != given).any(axis=1), **known)
     return table.loc[subset.index].rename_axis("row")
 
 
@@ -123,10 +118,8 @@ def fit_sizes(config: DataConfig, available: int) -> DataConfig:
     shrunk: dict[str, Any] = {name: size * available // needed for name, size in sizes.items()}
     if shrunk["pool"] < 2 * MIN_CANDIDATES:
         enough = -(-2 * MIN_CANDIDATES * needed // max(1, sizes["pool"]))
-        raise DataError(
-            f"{config.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or at "
-            f"least {enough:,} when shrunk to {MIN_CANDIDATES} candidates. Use more images or a smaller scale."
-        )
+        said = f"{config.dataset}: {available:,} distinct images are too few. The five subsets need {needed:,}, or"
+        raise DataError(f"{said} {enough:,} if {MIN_CANDIDATES} candidates are enough. Use more, or a smaller scale.")
     warnings.warn(f"{config.dataset} is smaller than asked for; its sizes are now {shrunk}", stacklevel=3)
     return replace(config, **shrunk)
 
@@ -149,6 +142,16 @@ def load(config: DataConfig) -> RawPairs:
     return _stored(read, config, [*photos.state(config.dataset), most])
 
 
+def truth(data: Dataset) -> pd.DataFrame:
+    """Return what may be published of a data set, for `stand_in`: of photographs no captions."""
+    table = data.table[~data.table["subset"].isin(["test", "probe"])].drop(columns="caption")
+    table["captions"] = data.tokens.shape[1]
+    if data.config.dataset == "scenes":
+        for name, texts in {"caption": data.captions, "true": data.originals}.items():
+            table[name] = [texts[row][0] for row in table.index]
+    return table
+
+
 def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
     """Return what is published of a data set, for the rows of `table`: of scenes the first captions and the images,
     which are drawn when they are asked for; of photographs neither."""
@@ -160,9 +163,8 @@ def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
     tokens, token_ids = compact(ids, ids)
     shares, images = np.zeros((len(every), len(SHAPES) * known), np.float32), np.zeros((0, 0), np.uint8)
     if known:
-        images = cast(np.ndarray, Painted(len(every), config.pixels, WORLD_SEED))
         inverted = table.index[table["corruption"] == "inverted"]
-        images[inverted] = 255 - images[inverted]
+        images = cast(np.ndarray, Painted(len(every), config.pixels, WORLD_SEED, inverted))
         shares[table.index, table["label"]] = 1
     pair_ids = table["pair_id"].reindex(every, fill_value=-1).to_numpy()
     said = "read from figures/" + "; the photographs are not here, so they are not shown" * (not known)

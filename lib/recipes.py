@@ -228,12 +228,8 @@ def beyond(base: Recipe) -> dict[str, Recipe]:
     """Notebook 06: another loss, other widths, and numbers of pairs in about as many steps: of scenes more pairs than
     usual, down to a single pass, of photographs fewer."""
     once, data, half = replace(base, evaluations=1), base.data, base.data.pool // 2
-    found = {
-        "CLIP": base,
-        "SigLIP": replace(base, objective="SigLIP"),
-        "half width": replace(once, width=0.5),
-        "double width": replace(once, width=2.0),
-    }
+    found = {"CLIP": base, "SigLIP": replace(base, objective="SigLIP")}
+    found |= {"half width": replace(once, width=0.5), "double width": replace(once, width=2.0)}
     usual = data.shared + half  # pairs that each model trains on
     for factor in (4, base.epochs) if data.dataset == "scenes" else (0.25, 0.5):
         pairs, epochs = round(factor * usual), ceil(base.epochs / factor)

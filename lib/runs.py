@@ -1,5 +1,6 @@
 """Many models trained, and measured, several side by side; each is found in the store or made now."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,11 +19,11 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from lib import data, scores, store, train, utility
 from lib import model as models
-from lib import scores, store, train, utility
 from lib.data import prepare
 from lib.photos import DataError
-from lib.recipes import CONDITIONS, VERSION, Recipe, all_models, at_scale, depends_on, key
+from lib.recipes import CONDITIONS, SCALES, VERSION, Recipe, Study, all_models, at_scale, depends_on, f_and_g, key
 
 PUBLISHED: dict[Recipe, tuple[Path, str]] = {}  # folder and key of published tables: they are read, nothing is trained
 OnEpoch = Callable[[], None]  # called at the end of every epoch
@@ -75,12 +76,26 @@ def plan(notebook: str, scale: str, dataset: str, captions: str = "", image: str
     data = prepare(replace(base.data, caption_columns=columns, image_column=image))
     conditions = CONDITIONS[notebook](replace(base, data=data.config))
     if not data.class_names and any(recipe.objective == "supervised" for recipe in conditions.values()):
-        raise DataError(
-            f"{dataset}: notebook {notebook[:2]} trains on class labels and found none. The data set needs a column "
-            f"'label' (one class per image) or 'labels' (lists of classes) with at least 2 classes."
-        )
+        said = f"{dataset}: notebook {notebook[:2]} trains on class labels and found none. The data set needs a column"
+        raise DataError(f"{said} 'label' (one class per image) or 'labels' (lists of classes) with at least 2 classes.")
     possible = {name: one for name, one in conditions.items() if one.n_captions <= data.tokens.shape[1]}
     return {name: replace(one, data=prepare(one.data).config) for name, one in possible.items()}
+
+
+def read_published(folder: Path, notebook: str, scale: str, dataset: str) -> Study | None:
+    """Let `prepare` and this module read the scores that are published in a folder, all seeds of a notebook, and return
+    it as a study; None where there are none."""
+    index = json.loads((folder / "index.json").read_text())["models"] if folder.is_dir() else []
+    entries = [entry for entry in index if entry["notebook"] == notebook]
+    held, commits, seeds = ({entry[name] for entry in entries} for name in ("condition", "commit", "seed"))
+    conditions = {name: one for name, one in CONDITIONS[notebook](at_scale(scale, dataset)).items() if name in held}
+    for entry in entries:
+        pair = f_and_g(conditions[entry["condition"]], entry["seed"])
+        PUBLISHED[pair["fg".index(entry["role"])]] = folder, entry["key"]
+    for config in {one.data for one in conditions.values() if not Path(dataset).exists()}:
+        data.PUBLISHED[config] = data.stand_in(config, pd.read_parquet(folder / config.file))
+    print(f"Published scores of {len(entries)} models ({', '.join(sorted(commits))}). scores = 'own' trains them here.")
+    return Study(conditions, tuple(sorted(seeds)), SCALES[scale].augmentations) if entries else None
 
 
 def wanted(notebooks: Sequence[str], seeds: int, *where: str) -> list[Recipe]:

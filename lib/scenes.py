@@ -62,20 +62,16 @@ def make_scenes(n: int, pixels: int, seed: int = 0) -> Scenes:
 
 
 class Painted:
-    """The images of `make_scenes`, uint8 [N, 3, pixels, pixels], each of them drawn only when it is asked for."""
+    """The images of `make_scenes`, uint8 [N, 3, pixels, pixels], some inverted; each is drawn when it is asked for."""
 
-    def __init__(self, n: int, pixels: int, seed: int = 0):
-        self.rows, self.draw = np.arange(n), lambda i: _make(seed, i, pixels)[0]
-        self.changed: dict[int, Array] = {}
+    def __init__(self, n: int, pixels: int, seed: int, inverted: Sequence[int]):
+        self.rows, self.draw, self.inverted = np.arange(n), partial(_make, seed, pixels=pixels), {*inverted}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, rows: Any) -> Array:
-        return np.stack([self.changed[i] if i in self.changed else self.draw(i) for i in self.rows[rows].tolist()])
-
-    def __setitem__(self, rows: Any, images: Array) -> None:
-        self.changed |= zip(self.rows[rows].tolist(), images, strict=True)
+        return np.stack([self.draw(i)[0] ^ np.uint8(255 * (i in self.inverted)) for i in self.rows[rows].tolist()])
 
 
 def _make(seed: int, i: int, pixels: int) -> tuple[Array, list[str], int, float, list[float]]:

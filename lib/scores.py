@@ -268,9 +268,9 @@ def swap(f: Tensor, g: Tensor, held: Tensor, exchange: Tensor) -> dict[str, Tens
 
 # --- units and layers ---
 def selectivity(largest: Tensor, total: Tensor, count: int) -> Tensor:
-    """Return (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of all the others. Over
-    images it is UnitMem, over classes ClassMem. In [0, 1], as activations are clamped at 0; 0 for dead units. `largest`
-    and `total` `[U]` are the largest value and the sum over `count` images or classes."""
+    """Return UnitMem, (m - r) / (m + r) of each unit `[U]`: m its largest mean activation, r the mean of the others.
+    In [0, 1], as activations are clamped at 0; 0 for dead units. `largest` and `total` `[U]` are the largest value and
+    the sum over `count` images."""
     others = (total - largest) / (count - 1)
     return (largest - others) / (largest + others).clamp(min=1e-12)  # 0 / 1e-12 for dead units
 
@@ -283,30 +283,20 @@ def uninverted_rows(recipe: Recipe, data: Dataset) -> np.ndarray:
 
 @torch.no_grad()
 def unit_scores(model: CLIP, data: Dataset, rows: np.ndarray, views: int) -> pd.DataFrame:
-    """Return one row per unit, over the rows' images: layer (from 1), unit, unitmem, unitmem_median, classmem (NaN for
-    fewer than two classes). Activations are means over patches and light crops. unitmem_median compares with the median
-    of the images, as the authors' released code of UnitMem does, not with the mean of the others."""
-    targets = torch.from_numpy(data.targets[rows])
-    targets = targets[:, targets.any(dim=0)]
-    weights = torch.cat([torch.ones(len(rows), 1), targets], dim=1).double()  # of all images, of those of each class
-    largest, sums = ([torch.zeros(1)] * len(model.visual.transformer.resblocks) for _ in range(2))  # of each layer
-    kept: list[list[Tensor]] = [[] for _ in largest]  # all activations, for the median
-    for start, images in blocks(model, data.images, rows):
+    """Return one row per unit, over the rows' images: layer (from 1), unit, unitmem, and unitmem_median, which compares
+    with the median of the images, as the authors' released code of UnitMem does, not with the mean of the others.
+    Activations are means over patches and light crops."""
+    kept: list[list[Tensor]] = [[] for _ in model.visual.transformer.resblocks]  # of each layer, all activations
+    for _, images in blocks(model, data.images, rows):
         drawn = (light_crop(images, torch.Generator().manual_seed(view)) for view in range(views))
         of_views = [[hidden.cpu() for hidden in image_layers(model, x)] for x in drawn]
-        for layer, hidden in enumerate(zip(*of_views, strict=True)):
-            mean = torch.stack(hidden).mean(dim=0)
-            kept[layer].append(mean)
-            largest[layer] = torch.maximum(largest[layer], mean.amax(dim=0))
-            sums[layer] = sums[layer] + weights[start : start + len(images)].T @ mean.double()
+        for own, hidden in zip(kept, zip(*of_views, strict=True), strict=True):
+            own.append(torch.stack(hidden).mean(dim=0))
     parts = []
-    for layer, (most, total) in enumerate(zip(largest, sums, strict=True), start=1):
-        by_class = total[1:] / targets.sum(dim=0)[:, None]
-        top = by_class.amax(dim=0) if len(by_class) > 1 else torch.full_like(most, torch.nan)
-        unitmem, classmem = selectivity(most, total[0], len(rows)), selectivity(top, by_class.sum(dim=0), len(by_class))
-        middle = torch.cat(kept[layer - 1]).median(dim=0).values
+    for layer, activation in enumerate(map(torch.cat, kept), start=1):
+        most, middle = activation.amax(dim=0), activation.median(dim=0).values
+        unitmem = selectivity(most, activation.double().sum(dim=0), len(rows))
         by_median = (most - middle) / (most + middle).clamp(min=1e-12)
-        found = {"unitmem": unitmem, "unitmem_median": by_median, "classmem": classmem}
-        columns = {name: values.numpy() for name, values in found.items()}
+        columns = {"unitmem": unitmem.numpy(), "unitmem_median": by_median.numpy()}
         parts.append(pd.DataFrame({"layer": layer, "unit": range(len(most)), **columns}))
     return pd.concat(parts, ignore_index=True)

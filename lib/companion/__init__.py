@@ -48,12 +48,8 @@ def parse(words: list[str]) -> Namespace:
 
 
 def entries(text: str) -> list[str]:
-    """Return what an option names, with a comma between two; a comma in a path that exists separates nothing."""
-    found, pieces = list[str](), text.split(",") if isinstance(text, str) else list(text or ())
-    while text and pieces:  # the longest path with commas that exists, else what ends at the next comma
-        ends = [end for end in range(len(pieces), 1, -1) if path_in(",".join(pieces[:end]).strip())] or [1]
-        found, pieces = [*found, ",".join(pieces[: ends[0]]).strip()], pieces[ends[0] :]
-    return found
+    """Return what an option names, with commas between several."""
+    return [one.strip() for one in text.split(",")] if text else []
 
 
 def path_in(text: str) -> str:

@@ -1,29 +1,28 @@
 """Two small models that are in the repository answer captions that a reader types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
-from ipywidgets import Output, Text
+from ipywidgets import Text, interact
 from matplotlib.figure import Figure
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from lib import scores, store
+from lib import scores
 from lib.captions import encode
 from lib.companion import figures
-from lib.companion.findings import read_json
+from lib.companion.findings import read_json, reference_folder
 from lib.data import Dataset, stand_in
 from lib.model import embed_images, embed_texts
 from lib.recipes import DataConfig, Recipe
 from lib.train import fresh
 
-FOLDER = store.ROOT / "figures" / "scenes-laptop" / "live"
+FOLDER = reference_folder("scenes", "laptop") / "live"
 SAW = {"f": "f, which was trained on this pair", "g": "g, which was not"}
 LOOK = {"f": {"color": "black"}, "g": {"color": "white", "edgecolor": "black", "hatch": "//"}}
 
@@ -35,12 +34,8 @@ class Live:
         self.data, self.models = load()
         self.row = int(np.flatnonzero(self.data.pair_ids == pair_id)[0])
         self.trained, self.true = self.data.captions[self.row][0], self.data.originals[self.row][0]
-
-    @cached_property
-    def held(self) -> dict[str, torch.Tensor]:
-        """Return the embeddings of the held-out pairs that an alignment is compared with, by model."""
-        rows = scores.held_out(self.data)
-        return {role: scores.embed_pairs(model, self.data, rows) for role, model in self.models.items()}
+        held = scores.held_out(self.data)
+        self.held = {role: scores.embed_pairs(model, self.data, held) for role, model in self.models.items()}
 
     def unseen(self, caption: str) -> list[str]:
         """Return the words of a caption that no caption of these data has."""
@@ -48,15 +43,13 @@ class Live:
         return [word for word in caption.split() if not set(encode([[word]], 1, 24).ravel().tolist()) <= known]
 
     def align(self, caption: str) -> dict[str, float]:
-        """Return the alignment of the pair's image with a caption under f and g; words that they never saw are left
-        out."""
+        """Return the alignment of the pair's image with a caption under f and g, without the words they never saw."""
         known = " ".join(word for word in caption.split() if word not in self.unseen(caption))
         ids = encode([[known]], 1, self.data.tokens.shape[2])[:, 0]
         tokens, found = np.searchsorted(self.data.token_ids, ids), dict[str, float]()
         for role, model in self.models.items():
             image, text = embed_images(model, self.data.images, np.array([self.row])), embed_texts(model, tokens)
-            held_image, held_text = self.held[role]
-            found[role] = float(scores.align(image, text, held_image, held_text, torch.tensor([-1])))
+            found[role] = float(scores.align(image, text, self.held[role][0], self.held[role][1], torch.tensor([-1])))
         return found
 
     def draw(self, captions: Sequence[str]) -> Figure:
@@ -75,19 +68,14 @@ class Live:
 
     def play(self) -> None:
         """Let a reader type captions."""
-        field, shown = Text(self.trained, layout={"width": "100%"}, continuous_update=False), Output()
 
-        def update(change: Mapping) -> None:
-            with shown:
-                shown.clear_output(wait=True)
-                if unseen := self.unseen(field.value):
-                    display(Markdown(f"These models never saw: {', '.join(unseen)}. They read the other words."))
-                display(figure := self.draw([self.trained, field.value, self.true]))
-                plt.close(figure)
+        def answer(caption: str) -> None:
+            if unseen := self.unseen(caption):
+                display(Markdown(f"These models never saw: {', '.join(unseen)}. They read the other words."))
+            display(figure := self.draw([self.trained, caption, self.true]))
+            plt.close(figure)
 
-        field.observe(update, "value")
-        display(field, shown)
-        update({})
+        interact(answer, caption=Text(self.trained, layout={"width": "90%"}, continuous_update=False))
 
 
 def load() -> tuple[Dataset, dict[str, CLIP]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,10 +19,8 @@ from lib import model as models
 from lib import runs, store
 from lib.companion import figures, findings
 from lib.data import Dataset, prepare
-from lib.recipes import CONDITIONS, SCALES, Recipe, Study, all_models, at_scale, f_and_g
+from lib.recipes import SCALES, Recipe, Study, all_models, f_and_g
 from lib.stats import Estimate
-
-VERSIONS = ("torch", "open_clip_torch", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn")
 
 
 @dataclass
@@ -69,12 +66,13 @@ class NotebookRun:
     def finish(self) -> pd.DataFrame:
         """Write the results file of this run, the last act of a notebook; return the verdicts as a table to show."""
         found, models = [self.found[name] for name in sorted(self.found)], list[dict]()
-        for (name, base), seed in product(self.study.conditions.items(), self.study.seeds) if self.study else ():
+        study = self.study if not runs.PUBLISHED else None  # what was read is published already
+        for (name, base), seed in product(study.conditions.items(), study.seeds) if study else ():
             for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
                 models.append({"condition": name, "seed": seed, "role": role, "key": runs.run_key(recipe)})
         folder = findings.results_folder(self.about["dataset"], self.about["scale"])
-        for config in {one.data for one in self.study.conditions.values()} if self.study else ():
-            store.write_bytes(folder / config.file, truth(prepare(config)).to_parquet(compression="zstd"))
+        for config in {one.data for one in study.conditions.values()} if study else ():
+            store.write_bytes(folder / config.file, sets.truth(prepare(config)).to_parquet(compression="zstd"))
         findings.record(found, self.figures, self.about, models)
         columns = ["verdict", "claim", "statistic", *findings.NUMBERS, "reason"]
         return pd.DataFrame(found, sorted(self.found), columns).round(4)
@@ -92,7 +90,8 @@ def begin(
     for known in (runs.PUBLISHED, sets.PUBLISHED):
         known.clear()
     prepare.cache_clear()  # so that a file that was changed since is read again
-    study = published(notebook, scale, dataset) if scores == "published" else None
+    folder = findings.reference_folder(dataset, scale) / "scores"
+    study = runs.read_published(folder, notebook, scale, dataset) if scores == "published" else None
     if study is None:
         conditions = runs.plan(notebook, scale, dataset, captions, image)
         study = Study(conditions, tuple(range(seeds)), SCALES[scale].augmentations)
@@ -113,37 +112,6 @@ def begin(
     return NotebookRun(about, study, data, needed)
 
 
-def published(notebook: str, scale: str, dataset: str) -> Study | None:
-    """Let `runs` and `prepare` read what the reference has of a notebook, all seeds, and return it as a study; None,
-    and a sentence, where it has nothing."""
-    folder = findings.reference_folder(dataset, scale) / "scores"
-    index = findings.read_json(folder / "index.json")["models"] if (folder / "index.json").is_file() else []
-    entries = [entry for entry in index if entry["notebook"] == notebook]
-    if not entries:
-        print(f"No scores of {findings.short_name(dataset)} at scale {scale} are published: models are trained here.")
-        return None
-    held, commits = ({entry[name] for entry in entries} for name in ("condition", "commit"))
-    print(f"Published scores of {len(entries)} models, trained at commit {', '.join(sorted(commits))}.", end=" ")
-    print('With scores = "own", everything is trained and measured here.')
-    conditions = {name: one for name, one in CONDITIONS[notebook](at_scale(scale, dataset)).items() if name in held}
-    for entry in entries:
-        pair = f_and_g(conditions[entry["condition"]], entry["seed"])
-        runs.PUBLISHED[pair["fg".index(entry["role"])]] = folder, entry["key"]
-    for config in {one.data for one in conditions.values() if not Path(dataset).exists()}:
-        sets.PUBLISHED[config] = sets.stand_in(config, pd.read_parquet(folder / config.file))
-    return Study(conditions, tuple(sorted({entry["seed"] for entry in entries})), SCALES[scale].augmentations)
-
-
-def truth(data: Dataset) -> pd.DataFrame:
-    """Return what may be published of a data set, for `data.stand_in`: of photographs no captions."""
-    table = data.table[~data.table["subset"].isin(["test", "probe"])].drop(columns="caption")
-    table["captions"] = data.tokens.shape[1]
-    if data.config.dataset == "scenes":
-        for name, texts in {"caption": data.captions, "true": data.originals}.items():
-            table[name] = [texts[row][0] for row in table.index]
-    return table
-
-
 def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint: str, keys: Iterable[str]) -> dict:
     """Return the provenance of figures: notebook, data, models (digest of their keys), commit, device and versions."""
     about: dict[str, Any] = {"notebook": notebook, "dataset": findings.slug(dataset), "scale": scale, "seeds": seeds}
@@ -152,4 +120,4 @@ def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint:
     about |= {"runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16], "claims_commit": claims}
     device = torch.cuda.get_device_name() if models.device().type == "cuda" else models.device().type
     about |= {"device": device, "precision": models.precision()}
-    return about | {"versions": {name: version(name) for name in VERSIONS}}
+    return about | {"versions": {name: version(name) for name in ("torch", "open_clip_torch", "numpy", "scipy")}}

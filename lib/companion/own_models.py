@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from lib import model, photos, recipes, scores, store
 from lib.companion import entries, live
-from lib.data import Dataset
 from lib.photos import DataError
 
 BATCH, BLOCK, VIEWS = 64, 1000, 2  # pairs that are embedded, and scored, at once; light crops of each picture
@@ -138,14 +137,14 @@ def _compare(held: dict[str, torch.Tensor], clip: Any, *_: Any) -> None:
         raise DataError(f"its weights do not fit, in {len(wrong)} tensors: {said}")
 
 
-def of_live(role: str, clip: Any, own: Dataset) -> Checkpoint:
-    """Return a model of figures/scenes-laptop/live as a checkpoint, for the first captions of its scenes."""
+def of_here() -> list[Checkpoint]:
+    """Return the models of figures/scenes-laptop/live as checkpoints, for the first captions of their scenes."""
+    own, models = live.load()
     tokens = {captions[0]: ids[0] for captions, ids in zip(own.captions, own.tokens, strict=True)}
-    return Checkpoint(
-        *(f"{role} of figures/scenes-laptop/live", store.digest(live.FOLDER / f"{role}.safetensors"), clip),
-        preprocess=lambda picture: model.normalise(torch.from_numpy(photos.square(picture, own.config.pixels))),
-        tokenize=lambda captions: torch.from_numpy(np.stack([tokens[caption] for caption in captions])),
-    )
+    preprocess = lambda picture: model.normalise(torch.from_numpy(photos.square(picture, own.config.pixels)))  # noqa: E731
+    tokenize = lambda captions: torch.from_numpy(np.stack([tokens[caption] for caption in captions]))  # noqa: E731
+    parts = [(one, live.FOLDER / f"{role}.safetensors") for role, one in models.items()]
+    return [Checkpoint(path.name, store.digest(path), clip, preprocess, tokenize) for clip, path in parts]
 
 
 def begin(dataset: str, captions: str, image: str, models: str, seen: str) -> tuple[Pairs, list]:
@@ -157,12 +156,9 @@ def begin(dataset: str, captions: str, image: str, models: str, seen: str) -> tu
         raise DataError("models: expected one or two, with a comma between; seen: none, or one entry per model")
     if not names and dataset != "scenes":
         raise DataError("models: name one or two checkpoints, such as ViT-B-32:openai")
-    if dataset != "scenes":
-        source, about = photos.open_source(dataset, image, columns), photos.state(dataset)
-    else:
-        own, clips = live.load()
-        source, about = of_scenes(own), [str(own.config)]
-    checkpoints = [load(name) for name in names] or [of_live(*one, own) for one in clips.items()]
+    dataset = str(live.FOLDER / "pairs.parquet") if dataset == "scenes" else dataset
+    source, about = photos.open_source(dataset, image, columns), photos.state(dataset)
+    checkpoints = [load(name) for name in names] or of_here()
     weights = [[x for n, x in one.clip.named_parameters() if n != "logit_bias"] for one in checkpoints]
     if len(names) == 2 and all(torch.equal(a, b) for a, b in zip(*weights, strict=False)):
         raise DataError(f"{' and '.join(names)} are the same model: nothing can be compared")
@@ -172,19 +168,6 @@ def begin(dataset: str, captions: str, image: str, models: str, seen: str) -> tu
         known["corruption"] = pd.Series(photos.column(source, "corruption"))
     fingerprint = hashlib.sha256(json.dumps([about, source.images, source.captions]).encode()).hexdigest()
     return Pairs(source, fingerprint, pd.DataFrame(known)), checkpoints
-
-
-def of_scenes(own: Dataset) -> photos.Source:
-    """Return the pool and external pairs of scenes as models see them, and which of them f and g of seed 0 saw."""
-    size = own.config.pixels
-    table = own.table.loc[own.table["subset"].isin(recipes.CORRUPTED), ["caption", "corruption"]]
-    for m, half in zip("fg", recipes.HALVES, strict=True):
-        table[f"seen_{m}"] = table.index.isin(own.half(half, 0))
-    pixels = own.images[table.index].transpose(0, 2, 3, 1)
-    table["image"] = [f"P6 {size} {size} 255 ".encode() + one.tobytes() for one in pixels]  # PPM: nothing is lost
-    parts = [(Path(), table[start : start + BATCH].to_dict("records")) for start in range(0, len(table), BATCH)]
-    where, places = "the pool and external pairs of notebook 02", ([("image",)], [("caption",)])
-    return photos.Source(where, lambda _: iter(parts), list(table), *places)
 
 
 def membership(entry: str, source: photos.Source) -> pd.Series:

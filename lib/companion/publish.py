@@ -7,24 +7,15 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader
 from nbconvert import MarkdownExporter
-from safetensors.torch import load_file, save
 
 from lib import store
 from lib.companion import findings
-from lib.data import prepare
 from lib.photos import PRESETS
-from lib.recipes import DataConfig
 
 MIN_SEEDS = 3  # the fewest that are published: the paper's own number
 ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
-OWN_MODELS = "05_your_own_models"  # shows models that others have, and is not published
-CHANGES = {  # of the text of an executed notebook: its links lead from notebooks/
-    r"\]\(\.\./": "](../../../",
-    rf"\]\(({OWN_MODELS}\.ipynb)\)": r"](../../../notebooks/\1)",
-    r"\]\((\d\w+)\.ipynb\)": r"](../../scenes-laptop/executed/\1.md)",
-    r"\n{3,}": "\n\n",
-}
-LIVE = ("scenes", "laptop", "02", 0)  # data set, scale, notebook and seed of the models that are published themselves
+CHANGES = {r"\]\(\.\./": "](../../../", r"\n{3,}": "\n\n"}  # of an executed notebook: its links lead from notebooks/
+CHANGES[r"\]\((\d\w+)\.ipynb\)"] = r"](../../scenes-laptop/executed/\1.md)"
 # Of tables of scores, the columns that no figure and no claim reads, so that they are not published
 UNREAD = {"pairs-po-ex": ["similarity", "loss"], "evaluations": ["probability", "distance_image"]}
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
@@ -48,18 +39,15 @@ def refusal(scale: str, seeds: int, commit: str) -> str:
 
 def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) -> Path:
     """Replace what the reference has of these notebooks, write the pages, and return the reference's folder. Raise
-    ValueError where results may not be published, or the folder holds another data set of the same name."""
+    ValueError where results may not be published."""
     own, reference = findings.results_folder(dataset, scale), findings.reference_folder(dataset, scale)
     found = [findings.read_json(own / f"{name}.json") for name in notebooks]
-    found = [result for result in found if result["findings"]]
+    found = [result for result in found if result["figures"]]
     about = [result["about"] for result in found]
-    for one in about:
+    for one in [result["about"] for result in found if result["findings"]]:
         if reason := refusal(scale, one["seeds"], one["commit"]):
             raise ValueError(f"{one['notebook']}: {reason}")
     stale = [path for one in about for path in reference.glob(f"{one['notebook'][:2]}_*")]
-    others = {findings.read_json(path)["data"] for path in reference.glob("[0-9]*.json") if path not in stale}
-    if dataset != "scenes" and len(others | {one["data"] for one in about}) > 1:  # there is one world, drawn anew
-        raise ValueError(f"{reference} holds results of other data with this name: delete it, or rename the data.")
     for path in stale:
         path.unlink()
     for file in [f"{figure}{ending}" for result in found for figure in result["figures"] for ending in ENDINGS]:
@@ -73,23 +61,12 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     store.publish(reference / "scores", models, UNREAD)
     for path in own.glob("data-*.parquet"):
         store.write_bytes(reference / "scores" / path.name, path.read_bytes())
-    keep_live(reference / "live", [m for m in models if (dataset, scale, m["notebook"][:2], m["seed"]) == LIVE])
-    for name in [name for name in notebooks if dataset == "scenes" and name != OWN_MODELS]:  # captions of our own
+    for name in notebooks if dataset == "scenes" else ():  # captions of our own
         text = executed_page(executed / f"{name}.ipynb")
         store.write_bytes(reference / "executed" / f"{name}.md", text.encode())
     for page, text in pages().items():
         store.write_bytes(page, text.encode())
     return reference
-
-
-def keep_live(folder: Path, models: Sequence[dict]) -> None:
-    """Write models to play with: weights in half precision, and as JSON the recipe and the token ids."""
-    for model in models:
-        run, path = store.root() / "run" / model["key"], folder / f"{model['role']}.safetensors"
-        store.write_bytes(path, save({n: w.half() for n, w in load_file(run / "weights.safetensors").items()}))
-        recipe = findings.read_json(run / "about.json")["recipe"]
-        ids = prepare(DataConfig(**recipe["data"] | {"caption_columns": ()})).token_ids.tolist()
-        store.write_json(path.with_suffix(".json"), {"recipe": recipe, "token_ids": ids})
 
 
 def pages() -> dict[Path, str]:

@@ -43,7 +43,7 @@ def absolute(text: str) -> str:
 
 def check(options: Namespace, stems: Sequence[str]) -> list[Recipe]:
     """Return the models that some notebooks need. Raise ValueError for what would fail, the cheapest check first."""
-    if options.publish if stems == [publish.OWN_MODELS] else options.models or options.seen:
+    if (options.models or options.seen) and (options.publish or stems != ["05_your_own_models"]):
         raise ValueError("--models and --seen are for notebook 05: add --only 05. Its results are not published.")
     if options.publish and (reason := publish.refusal(options.scale, options.seeds, findings.commit())):
         raise ValueError(reason)
@@ -131,7 +131,7 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
 
 
 def print_findings(options: Namespace, done: Sequence[Path]) -> None:
-    """Print what notebooks found and how that compares with the reference, and write an index of their pages."""
+    """Print what notebooks found and how that compares with the reference."""
     own = findings.results_folder(options.dataset, options.scale)
     rows = pd.DataFrame([row for path in done for row in findings.read_json(own / f"{path.stem}.json")["findings"]])
     reference = findings.reference_folder(options.dataset, options.scale)
@@ -142,11 +142,7 @@ def print_findings(options: Namespace, done: Sequence[Path]) -> None:
         both = rows.merge(findings.read_reference(reference), on="finding", suffixes=("", "_there"))
         differ = both.loc[both["verdict"] != both["verdict_there"], "finding"]
         print(f"Verdicts that differ from the reference: {', '.join(differ) or 'none'} (of {len(both)})")
-    pages, index = sorted((store.root() / "executed" / own.name).glob("*.html")), store.root() / f"{own.name}.html"
-    links = "".join(f'<li><a href="executed/{own.name}/{path.name}">{path.stem}</a></li>' for path in pages)
-    page = f"<!doctype html><meta charset=utf-8><title>{own.name}</title><h1>{own.name}</h1><ul>{links}</ul>"
-    store.write_bytes(index, page.encode())
-    print(f"Figures and tables: {own}\nNotebooks: {index.as_uri()}", flush=True)
+    print(f"Figures and tables: {own}\nNotebooks: {store.root() / 'executed' / own.name}", flush=True)
 
 
 def run_all(options: Namespace, notebooks: Sequence[Path]) -> int:
