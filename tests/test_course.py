@@ -1,4 +1,4 @@
-"""lib/companion/course.py: students get no solution, nbgrader knows every exercise, slides show every figure."""
+"""lib/companion/course.py: no solution runs by accident, nbgrader knows every exercise, slides show figures."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def run(exercise, notebooks):
     (path,) = notebooks.glob(f"{exercise[:2]}_*.ipynb")
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     (start,) = (cell for cell in cells if "lib.companion.course import" in cell)
-    (own,) = (cell for cell in cells if cell.startswith(f"answer_{exercise[3:]} = None"))
+    (own,) = (cell for cell in cells if f'check("{exercise[:2]}", {exercise[3:]},' in cell)
     exec(f"{start}\n{own}", scope := {})
     return scope[f"answer_{exercise[3:]}"]
 
@@ -35,10 +35,12 @@ def run(exercise, notebooks):
 @pytest.mark.parametrize("exercise", KNOWN)
 def test_the_right_number_is_that_of_the_solution_and_far_from_every_known_mistake(exercise, folder, capsys):
     right, hints = KNOWN[exercise].values()
-    assert run(exercise, ROOT / "notebooks") == pytest.approx(right, rel=1e-5), "compute it and its hints anew"
-    assert run(exercise, folder / "student" / "notebooks") is None
+    solved = run(exercise, folder / "instructor" / "notebooks")
+    assert solved == pytest.approx(right, rel=1e-5), "compute it and its hints anew"
+    for notebooks in (folder / "student" / "notebooks", ROOT / "notebooks"):
+        assert run(exercise, notebooks) is None, "who runs all cells runs no solution"
     told = capsys.readouterr().out.replace(f"Exercise {exercise[3:]}: ", "").splitlines()
-    assert told[-2:] == ["right, within 1 %.", "not tried yet."]
+    assert told[-3:] == ["right, within 1 %.", "not tried yet.", "not tried yet."]
     for number, hint in hints.items():
         assert not math.isclose(float(number), right, rel_tol=0.02)
         assert course.judge(float(number), right, hints) == f"not yet: {hint}"
@@ -72,7 +74,7 @@ def test_both_copies_are_fit_for_nbgrader_papermill_and_the_reader(folder):
             assert "scale" in papermill.inspect_notebook(str(path))
             text = "\n".join(cell.source for cell in book.cells)
             assert ("BEGIN SOLUTION" in text) == (copy == "instructor" and path.stem[:2] in ("01", "02", "03", "04"))
-            assert "not for students" not in str([cell.metadata for cell in book.cells])
+            assert "solution" not in [tag for cell in book.cells for tag in cell.metadata.get("tags", [])]
             links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "//" not in link]
             assert [link for link in links if not (path.parent / link).exists()] == []
             for marks in [cell.metadata.nbgrader for cell in book.cells if "nbgrader" in cell.metadata]:
@@ -94,10 +96,11 @@ def test_the_guide_discusses_every_exercise_and_its_lesson_takes_90_minutes():
 
 def test_slides_show_every_figure_in_the_order_of_reading(folder):
     page, known = (folder / "slides" / "index.html").read_text(encoding="utf-8"), findings.claims()
-    shown = re.findall(r'src="(\w+)\.png"', page)
-    assert sorted(shown) == sorted(path.stem for path in course.TABLES.glob("*.png"))
-    assert [*dict.fromkeys(name[:2] for name in shown)] == ["02", "03", "04", "01", "06"]
-    assert all((folder / "slides" / f"{name}.png").is_file() for name in shown)
+    shown = re.findall(r'src="scenes-\w+-(\d\d_\w+)\.png"', page)
+    assert {*shown} >= {path.stem for path in course.TABLES.glob("*.png")} - {"05_membership", "05_wall"}
+    assert page.index("02_wrong_captions") < page.index("03_swap") < page.index("04_frontier") < page.index("01_layers")
+    assert all((folder / "slides" / name).is_file() for name in re.findall(r'src="(scenes-[^"]+)"', page))
+    assert page.count("Guess") >= 15 and page.count("The answer") >= 15
     tested = [name for name in findings.read_reference(course.TABLES)["finding"] if "withdrawn" not in known[name]]
     assert re.findall(r"\((\d\w)\): <strong>", page) == sorted(tested, key=lambda name: ("23416".index(name[0]), name))
 

@@ -90,6 +90,30 @@ def test_smoke_runs_every_notebook_and_trains_what_is_planned_once(clone, tmp_pa
     assert f"{trained} models, 0 to train" in smoke(clone, tmp_path, "--share", "1/1")
 
 
+def published():
+    """Return the scale and the stem of every notebook whose scores of scenes are published."""
+    for index in sorted(ROOT.glob("figures/scenes-*/scores/index.json")):
+        for stem in sorted({model["notebook"] for model in json.loads(index.read_text())["models"]}):
+            yield index.parent.parent.name.removeprefix("scenes-"), stem
+
+
+@pytest.mark.parametrize(("scale", "stem"), published())
+def test_published_scores_give_every_figure_and_the_published_verdicts_without_training(scale, stem, tmp_path):
+    environ = {**os.environ, "CLIPMEM_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-p", "scale", scale]
+    command += [ROOT / "notebooks" / f"{stem}.ipynb", tmp_path / "executed.ipynb"]
+    subprocess.run(command, cwd=ROOT / "notebooks", env=environ, check=True, capture_output=True)
+    assert not (tmp_path / "runs" / "run").exists() and not (tmp_path / "runs" / "data").exists(), "nothing is trained"
+    folder = ROOT / "figures" / f"scenes-{scale}"
+    there = {row["finding"]: row for row in json.loads((folder / "findings.json").read_text())}
+    record = json.loads((tmp_path / "runs" / "results" / folder.name / f"{stem}.json").read_text())
+    assert {*record["figures"]} == {path.stem for path in folder.glob(f"{stem[:2]}_*.png")} and record["findings"]
+    for row in record["findings"]:
+        assert row["verdict"] == there[row["finding"]]["verdict"], row["finding"]
+        numbers = [[one[name] for name in ("value", "low", "high")] for one in (row, there[row["finding"]])]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-3, nan_ok=True), row["finding"]
+
+
 @pytest.mark.parametrize(("number", "private"), [("1", {"01_examples.png"}), ("mitigation", set())])
 def test_a_readers_own_images_with_columns_of_their_own_go_through_the_same_notebooks(clone, tmp_path, number, private):
     made = columns(400)
