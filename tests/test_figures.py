@@ -48,4 +48,4 @@ def test_walls_show_dollars_literally_and_smoke_is_marked():
     figure.canvas.draw()  # where TeX is read, the first text raises
     assert figure.axes[2].get_xlabel().count("\n") == 4
     assert "SMOKE: machinery only" in [text.get_text() for text in figure.texts]
-    assert figure.get_supxlabel().strip() == "scenes, scale smoke, 2 seeds, fp32."
+    assert figure.get_supxlabel().strip() == "scenes, scale smoke, 2 seeds."

@@ -12,7 +12,7 @@ SCIENCE, COMPANION = (sorted((ROOT / folder).glob("*.py")) for folder in ("lib",
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in [*SCIENCE, *COMPANION]}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 HIGHEST = 5  # level
-LIMITS = {"lib/*.py": 3450, "lib/companion/*.py": 1190, "lib/**/*.py": 4440, "tests/*.py": 4220, "run_all.sh": 60}
+LIMITS = {"lib/*.py": 3520, "lib/companion/*.py": 1370, "lib/**/*.py": 4690, "tests/*.py": 4400, "run_all.sh": 60}
 
 
 def lines(path: Path) -> int:
@@ -25,7 +25,7 @@ def test_nothing_grows_beyond_its_limit(pattern):
 
 
 def test_there_are_no_more_files_and_no_other_shell_script():
-    assert len(list(ROOT.glob("lib/**/*.py"))) == len(FILES) <= 26
+    assert len(list(ROOT.glob("lib/**/*.py"))) == len(FILES) <= 28
     assert [path.name for path in ROOT.glob("**/*.sh") if ".venv" not in path.parts] == ["run_all.sh"]
 
 

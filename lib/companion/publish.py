@@ -42,7 +42,7 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
     ValueError where results may not be published."""
     own, reference = findings.results_folder(dataset, scale), findings.reference_folder(dataset, scale)
     found = [findings.read_json(own / f"{name}.json") for name in notebooks]
-    found = [result for result in found if result["figures"]]
+    found = [result for result in found if result["figures"] or result["findings"]]
     about = [result["about"] for result in found]
     for one in [result["about"] for result in found if result["findings"]]:
         if reason := refusal(scale, one["seeds"], one["commit"]):
