@@ -78,7 +78,7 @@ def test_the_pages_show_what_was_published(run):
     assert "repeat it: `./run_all.sh laptop --only 02 --seeds 3` · [executed](executed/02_" in text
     text = (folder / "executed" / f"{NOTEBOOK}.md").read_text()
     assert "[next](../../scenes-laptop/executed/03_encoder_attribution.md)" in text
-    assert "[own](../../../notebooks/05_your_own_models.ipynb), [x](../../../figures/x)" in text
+    assert "[own](../../scenes-laptop/executed/05_your_own_models.md), [x](../../../figures/x)" in text
     assert "<details><summary>code</summary>\n\n```python\ntrain()\n```\n\n</details>" in text
     assert "![A figure](../../../figures/scenes-laptop/02_a.png)" in text and "<table></table>" in text
     assert "done" in text and "[#.]" not in text and "<style>" not in text and "'deep'" not in text
