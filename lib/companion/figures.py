@@ -30,7 +30,6 @@ NAMES = {"clipmem": "CLIPMem", "similarity_in": "similarity", "loss_in": "loss",
 NAMES |= {"mean_loss_in": "mean loss", "augmentation_in": "change under augmentation", "lemon_in": "LEMoN"}
 NAMES |= {"similarity_out": "held-out similarity", "loss_out": "held-out loss", "lemon_out": "held-out LEMoN"}
 NAMES["weighted"] = "½ in − out"
-LABELS = {"clipmem": "CLIPMem", "bits": "retrieval on unseen pairs (bits)"}  # of axes
 SMALL: dict = {"x": 0.01, "ha": "left", "fontsize": 11, "color": "#595959", "parse_math": False}
 
 
@@ -121,7 +120,7 @@ def by_corruption(scores: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     means = stats.means(pool, "corruption").set_index("corruption").loc[names].reset_index()
     labels = means["corruption"].str.replace("_", " ") + "\n" + means["n"].astype(str) + " pairs"
     forest(means.assign(name=labels), ax)
-    ax.set(xlabel=LABELS["clipmem"], ylim=(len(names) - 0.45, -0.8))
+    ax.set(xlabel="CLIPMem", ylim=(len(names) - 0.45, -0.8))
     return pool
 
 
