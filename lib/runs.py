@@ -94,7 +94,8 @@ def read_published(folder: Path, notebook: str, scale: str, dataset: str) -> Stu
         PUBLISHED[pair["fg".index(entry["role"])]] = folder, entry["key"]
     for config in {one.data for one in conditions.values() if not Path(dataset).exists()}:
         data.PUBLISHED[config] = data.stand_in(config, pd.read_parquet(folder / config.file))
-    print(f"Published scores of {len(entries)} models ({', '.join(sorted(commits))}). scores = 'own' trains them here.")
+    told = f"Published scores of {len(entries)} models ({', '.join(sorted(commits))}). scores = 'own' trains them here."
+    print(told if entries else "No scores are published for this data set and scale: its models are trained here.")
     return Study(conditions, tuple(sorted(seeds)), SCALES[scale].augmentations) if entries else None
 
 

@@ -47,18 +47,18 @@ def audit(options: Namespace) -> None:
         raise ValueError("--audit needs at least 2 seeds: a pair is scored only in those that do not hold it out.")
     recipes = plan(options)
     data, every = prepare(recipes[0].data), [one for seed, recipe in recipes.items() for one in f_and_g(recipe, seed)]
-    minutes = len(every) * recipes[0].epochs * data.config.pool / 2 / SPEED
-    print(f"{data.said}\n{len(runs.missing(every))} of {len(every)} models to train; all take {minutes:.0f} minutes")
+    minutes, absent = len(every) * recipes[0].epochs * data.config.pool / 2 / SPEED, runs.missing(every)
+    print(f"{data.said}\n{len(absent)} of {len(every)} models to train; all of them take about {minutes:.0f} minutes")
     runs.train_all(every)
-    grouped = pd.concat([score(one, seed, SCALES[options.scale].augmentations) for seed, one in recipes.items()])
-    table = (grouped := grouped.groupby("pair_id")).mean().assign(error=grouped["clipmem"].sem(), seeds=grouped.size())
+    parts = [score(one, seed, SCALES[options.scale].augmentations) for seed, one in recipes.items()]
+    table = (of := pd.concat(parts).groupby("pair_id")).mean().assign(error=of["clipmem"].sem(), seeds=of.size())
     table.insert(0, "suspicion", table["in"] / 2 - table["out"])
     table["near_duplicates"] = pd.Series(photos.near_duplicates([*map(photos.thumb, data.images)]), data.pair_ids)
     known = data.table.reset_index().set_index("pair_id")[["row", "caption"]]
     table = known.join(table, how="inner").sort_values("suspicion", ascending=False).rename_axis("row_in_file")
     folder, first = store.root() / "audit" / findings.slug(options.audit), table.head(12)
     store.write_bytes(folder / "pairs.csv", table.drop(columns="row").to_csv(float_format="%.4f").encode())
-    titles = [f"row {row.Index}: CLIPMem {row.clipmem:.2f} ± {row.error:.2f}" for row in first.itertuples()]
+    titles = [f"row {row.Index}: {row.suspicion:.2f}" for row in first.itertuples()]
     figures.theme()
     wall = figures.wall(data.images[first["row"]], first["caption"].tolist(), titles)
     figures.headline(wall, "The twelve most suspicious pairs", bars="")

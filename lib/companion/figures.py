@@ -79,9 +79,8 @@ def footer(figure: Figure, about: Mapping) -> None:
 def show(png: bytes, title: str, name: str, inches: float) -> None:
     """Show a picture with its title as the alternative text; `name`: of the published figure, for the pages."""
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    style = f"max-width: 100%; width: {100 * inches:.0f}px"
-    about = {"alt": title, "figure": name}
-    display(HTML(f'<img src="{source}" alt="{escape(title)}" style="{style}">'), metadata={"text/html": about})
+    tag = f'<img src="{source}" alt="{escape(title)}" style="max-width: 100%; width: {100 * inches:.0f}px">'
+    display(HTML(tag), metadata={"text/html": {"alt": title, "figure": name}})
 
 
 def points(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style) -> None:

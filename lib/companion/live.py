@@ -66,8 +66,8 @@ class Live:
         figures.legend_below(right)
         return figure
 
-    def play(self) -> None:
-        """Let a reader type captions."""
+    def play(self, first: str) -> None:
+        """Let a reader type captions, and begin with one."""
 
         def answer(caption: str) -> None:
             if unseen := self.unseen(caption):
@@ -75,7 +75,7 @@ class Live:
             display(figure := self.draw([self.trained, caption, self.true]))
             plt.close(figure)
 
-        interact(answer, caption=Text(self.trained, layout={"width": "90%"}, continuous_update=False))
+        interact(answer, caption=Text(first, layout={"width": "90%"}, continuous_update=False))
 
 
 def load() -> tuple[Dataset, dict[str, CLIP]]:
