@@ -145,21 +145,22 @@ def load(config: DataConfig) -> RawPairs:
 def truth(data: Dataset) -> pd.DataFrame:
     """Return what may be published of a data set, for `stand_in`: of photographs no captions."""
     table = data.table[~data.table["subset"].isin(["test", "probe"])].drop(columns="caption")
-    table["captions"] = data.tokens.shape[1]
-    if data.config.dataset == "scenes":
-        for name, texts in {"caption": data.captions, "true": data.originals}.items():
-            table[name] = [texts[row][0] for row in table.index]
-    return table
+    if data.config.dataset != "scenes":
+        return table.assign(captions=data.tokens.shape[1])
+    made, true = ([texts[row] for row in table.index] for texts in (data.captions, data.originals))
+    return table.assign(captions=made, caption=[own[0] for own in made], true=[own[0] for own in true])
 
 
 def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
-    """Return what is published of a data set, for the rows of `table`: of scenes the first captions and the images,
-    which are drawn when they are asked for; of photographs neither."""
-    known, every = "caption" in table, range(table.index.max() + 1)
+    """Return what is published of a data set, for the rows of `table`: of scenes the captions, and the images, which
+    are drawn when they are asked for; of photographs neither."""
+    known, every = "true" in table, range(table.index.max() + 1)
     subsets = {name: table.index[table["subset"] == name].to_numpy() for name in SUBSETS}
-    texts = table.reindex(columns=["caption", "true"]).reindex(every).fillna("").to_numpy()[:, :, None].tolist()
-    captions, originals = ([both[place] for both in texts] for place in (0, 1))
-    ids = encode(captions, 1, config.context)
+    held = [[*own] for own in table["captions"]] if known else [[""]] * len(table)
+    given, true = dict(zip(table.index, held, strict=True)), table.get("true", pd.Series(dtype=str))
+    originals = [[text] for text in true.reindex(every, fill_value="")]
+    ids = np.zeros((len(every), max(map(len, held)) if known else table["captions"].max(), config.context), np.int32)
+    ids[table.index] = encode(held, ids.shape[1], config.context)
     tokens, token_ids = compact(ids, ids)
     shares, images = np.zeros((len(every), len(SHAPES) * known), np.float32), np.zeros((0, 0), np.uint8)
     if known:
@@ -168,8 +169,7 @@ def stand_in(config: DataConfig, table: pd.DataFrame) -> Dataset:
         shares[table.index, table["label"]] = 1
     pair_ids = table["pair_id"].reindex(every, fill_value=-1).to_numpy()
     said = "read from figures/" + "; the photographs are not here, so they are not shown" * (not known)
-    tokens = tokens.repeat(table["captions"].max(), axis=1)
-    pairs = images, captions, ids, shares, SHAPES if known else (), table, "", said
+    pairs = images, [given.get(row, [""]) for row in every], ids, shares, SHAPES if known else (), table, "", said
     return Dataset(*pairs, config, subsets, originals, tokens, token_ids, shares, pair_ids)
 
 

@@ -151,12 +151,10 @@ def locate(dataset: str) -> tuple[str, list[Path]]:
     if found := shards or [file for file, _ in usable if file.stem == "metadata" or file == path] or tables:
         words = {file: re.split("[^a-z]+", str(file.relative_to(path)).lower()) for file in found}
         return str(path), sorted(found, key=lambda file: ([name not in words[file] for name in SPLITS], file))
-    raise DataError(
-        f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}"
-        f"{' (save_to_disk wrote it: use to_parquet)' * ('state.json' in [one.name for one in walked])}. Give scenes, "
-        f"{', '.join(PRESETS)}, a name on the Hugging Face Hub (owner/name), or a path: of a file {', '.join(READERS)} "
-        f"or of a folder with .tar or .parquet files, or with images and a metadata.csv or .jsonl (file_name, caption)."
-    )
+    said = " (save_to_disk wrote it: use to_parquet)" * ("state.json" in [one.name for one in walked])
+    said = f"data set '{dataset}' {'cannot be used' if path.exists() else 'not found'}{said}. Give scenes, "
+    said += f"{', '.join(PRESETS)}, a name on the Hub (owner/name), or a path: of a file {', '.join(READERS)} "
+    raise DataError(f"{said}or of a folder with .tar or .parquet files, or with images and a metadata.csv or .jsonl.")
 
 
 def endless(dataset: str) -> bool:

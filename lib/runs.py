@@ -92,7 +92,7 @@ def read_published(folder: Path, notebook: str, scale: str, dataset: str) -> Stu
     for entry in entries:
         pair = f_and_g(conditions[entry["condition"]], entry["seed"])
         PUBLISHED[pair["fg".index(entry["role"])]] = folder, entry["key"]
-    for config in {one.data for one in conditions.values() if not Path(dataset).exists()}:
+    for config in {one.data for one in conditions.values()}:
         data.PUBLISHED[config] = data.stand_in(config, pd.read_parquet(folder / config.file))
     told = f"Published scores of {len(entries)} models ({', '.join(sorted(commits))}). scores = 'own' trains them here."
     print(told if entries else "No scores are published for this data set and scale: its models are trained here.")
@@ -168,7 +168,7 @@ def _kept(name: str, recipe: Recipe, make: Callable[[], pd.DataFrame]) -> pd.Dat
     """Return a small table of a run, kept apart from its weights: whoever has only the tables reads it without them.
     Raise ValueError where published tables are read, and this is none of them."""
     if PUBLISHED:
-        return store.published(*PUBLISHED[recipe], name)
+        return store.published(*PUBLISHED.get(recipe, (Path("figures"), "of this recipe")), name)
 
     def build(folder: Path) -> None:
         store.write_table(folder / "table.parquet", make())

@@ -144,7 +144,7 @@ def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[
 def published(folder: Path, key: str, name: str) -> pd.DataFrame:
     """Return the table `name` of the model whose run had this key, from a folder of `publish`. Which key that was is in
     index.json. Half precision becomes double. Raise ValueError where it was not published."""
-    for file in folder.glob(f"??-{name}.*.parquet"):
+    for file in folder.glob(f"??-{name}[.-]*.parquet"):  # a name may go on: with the labelled sets of utility
         if len(found := pd.read_parquet(file, filters=[("key", "==", key)]).drop(columns="key")):
             return found.astype(dict.fromkeys(found.select_dtypes("float16"), "float64"))
     raise ValueError(f"{folder} has no table {name!r} of model {key}: use scores = 'own', which trains and measures.")

@@ -106,8 +106,9 @@ def test_published_scores_give_every_figure_and_the_published_verdicts_without_t
     assert not (tmp_path / "runs" / "run").exists() and not (tmp_path / "runs" / "data").exists(), "nothing is trained"
     folder = ROOT / "figures" / f"scenes-{scale}"
     there = {row["finding"]: row for row in json.loads((folder / "findings.json").read_text())}
-    record = json.loads((tmp_path / "runs" / "results" / folder.name / f"{stem}.json").read_text())
-    assert {*record["figures"]} == {path.stem for path in folder.glob(f"{stem[:2]}_*.png")} and record["findings"]
+    record = json.loads((tmp_path / "runs" / "published" / folder.name / f"{stem}.json").read_text())
+    assert {*record["figures"]} == {path.stem for path in folder.glob(f"{stem[:2]}_*.png")}
+    assert {row["finding"] for row in record["findings"]} == {n for n, row in there.items() if row["notebook"] == stem}
     for row in record["findings"]:
         assert row["verdict"] == there[row["finding"]]["verdict"], row["finding"]
         numbers = [[one[name] for name in ("value", "low", "high")] for one in (row, there[row["finding"]])]

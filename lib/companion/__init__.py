@@ -32,13 +32,15 @@ def parse(words: list[str]) -> Namespace:
     add("--force", action="store_true", help="train again what is already trained")
     add("--keep-going", action="store_true", help="go on to the next notebook after one that failed")
     add("--publish", action="store_true", help="afterwards copy the results to figures/, the reference")
-    add("--audit", metavar="PAIRS", default="", help="sort the pairs of a file or folder, the most suspicious first")
+    add("--audit", metavar="PAIRS", help="sort the pairs of a file or folder, the most suspicious first")
     add("--lab", nargs="...", metavar="ARGUMENT", help="open JupyterLab at the tour; what follows goes to Jupyter")
     add("--course", metavar="DIR", help="write a course to DIR: copies for students and instructors, a lesson plan")
     add("--test", action="store_true", help="test the project itself: ruff, mypy, pytest")
     parser.set_defaults(scores="own")  # what a notebook reads by itself is published
     options = parser.parse_args(words)
     options.seeds = (10 if options.audit else 5) if options.seeds is None else options.seeds
+    if options.audit is not None and (options.only or options.start or options.publish or options.share or options.ray):
+        parser.error("--audit runs no notebooks: only --seeds, --captions, --image, --jobs, --device and --precision")
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs: expected a whole number from 1 on")
     index, _, count = (options.share or "1/1").partition("/")

@@ -1,5 +1,6 @@
 """Sort the pairs of a data set by how suspicious they are: `./run_all.sh --audit PAIRS`. Nothing is corrupted."""
 
+import os
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -7,21 +8,23 @@ from dataclasses import replace
 import pandas as pd
 
 from lib import photos, runs, scores, store
-from lib.companion import figures, findings, parse
+from lib.companion import entries, figures, findings, parse
 from lib.data import load, prepare
 from lib.recipes import MOST, SCALES, Recipe, at_scale, f_and_g
 
-SPEED = 60_000  # pairs that two models at once see in a minute, on two cores: from README's table of times
+SPEED = 60_000  # pairs that two models at once see in a minute, at scale laptop on two cores: README's table of times
 NAMES = {"clipmem": "clipmem", "contrast_in": "in", "contrast_out": "out", "similarity_out": "held_out_similarity"}
-NAMES |= {"loss_in": "early_loss", "lemon_in": "lemon"}
+NAMES |= {"loss_in": "early_loss", "lemon_in": "lemon", "suspicion": "suspicion"}
 
 
 def plan(options: Namespace) -> dict[int, Recipe]:
     """Return a recipe for each seed. Seed s holds out tenth s mod 10; the other nine are the pool, in random halves."""
-    base, columns = at_scale(options.scale, options.audit), tuple(filter(None, options.captions.split(",")))
+    base = at_scale(options.scale, options.audit)
     data = replace(base.data, shared=0, pool=MOST, test=0, probe=0, swapped=0, partly_swapped=0, inverted=0)
-    data = replace(data, caption_columns=columns, image_column=options.image)
+    data = replace(data, caption_columns=tuple(entries(options.captions)), image_column=options.image)
     count = min(MOST, len(load(data).images))
+    if options.seeds < 2 or count < 100:
+        raise ValueError("--audit needs at least 2 seeds and 100 different pictures, better 10 and some thousand")
     data = replace(data, pool=count - count // 10, external=count // 10)
     return {seed: replace(base, data=replace(data, tenth=seed % 10)) for seed in range(options.seeds)}
 
@@ -38,28 +41,28 @@ def score(recipe: Recipe, seed: int, views: int) -> pd.DataFrame:
     early = [one[one["epoch"] == one["epoch"].min()].reset_index(drop=True) for one in map(runs.evaluations, both)]
     found = scores.memorization(scores.in_out(f, g, data, seed)).set_index("pair_id")
     found["loss_in"] = scores.in_out(early[0], early[1], data, seed).set_index("pair_id")["loss_in"]
-    return found[[*NAMES]].rename(columns=NAMES)
+    suspicion = found["contrast_in"] / 2 - found["contrast_out"]  # a seed may rank all of its pairs higher
+    return found.assign(suspicion=suspicion - suspicion.mean())[[*NAMES]].rename(columns=NAMES)
 
 
 def audit(options: Namespace) -> None:
     """Train f and g of each seed, and write pairs.csv, the most suspicious pair first, and a wall of the first."""
-    if options.seeds < 2:
-        raise ValueError("--audit needs at least 2 seeds: a pair is scored only in those that do not hold it out.")
     recipes = plan(options)
     data, every = prepare(recipes[0].data), [one for seed, recipe in recipes.items() for one in f_and_g(recipe, seed)]
-    minutes, absent = len(every) * recipes[0].epochs * data.config.pool / 2 / SPEED, runs.missing(every)
-    print(f"{data.said}\n{len(absent)} of {len(every)} models to train; all of them take about {minutes:.0f} minutes")
+    minutes = len(absent := runs.missing(every)) * recipes[0].epochs * data.config.pool / 2 / SPEED
+    print(f"{data.said}; only the first caption of a picture is used\n{len(absent)} of {len(every)} models to train,")
+    print(f"at scale laptop and on two cores in about {minutes:.0f} minutes", flush=True)
     runs.train_all(every)
     parts = [score(one, seed, SCALES[options.scale].augmentations) for seed, one in recipes.items()]
-    table = (of := pd.concat(parts).groupby("pair_id")).mean().assign(error=of["clipmem"].sem(), seeds=of.size())
-    table.insert(0, "suspicion", table["in"] / 2 - table["out"])
+    table = (of := pd.concat(parts).groupby("pair_id")).mean().assign(seeds=of.size())
+    table["error"] = (of["clipmem"].var().mean() / table["seeds"]) ** 0.5  # few seeds: one variance for all pairs
     table["near_duplicates"] = pd.Series(photos.near_duplicates([*map(photos.thumb, data.images)]), data.pair_ids)
     known = data.table.reset_index().set_index("pair_id")[["row", "caption"]]
     table = known.join(table, how="inner").sort_values("suspicion", ascending=False).rename_axis("row_in_file")
-    folder, first = store.root() / "audit" / findings.slug(options.audit), table.head(12)
+    folder = store.root() / "audit" / f"{findings.slug(os.path.abspath(options.audit))}-{options.scale}"
     store.write_bytes(folder / "pairs.csv", table.drop(columns="row").to_csv(float_format="%.4f").encode())
-    titles = [f"row {row.Index}: {row.suspicion:.2f}" for row in first.itertuples()]
     figures.theme()
+    first, titles = table.head(12), [f"row {row.Index}: {row.suspicion:.2f}" for row in table.head(12).itertuples()]
     wall = figures.wall(data.images[first["row"]], first["caption"].tolist(), titles)
     figures.headline(wall, "The twelve most suspicious pairs", bars="")
     wall.savefig(folder / "first.png", dpi=120)
@@ -69,6 +72,6 @@ def audit(options: Namespace) -> None:
 if __name__ == "__main__":
     try:
         audit(parse(sys.argv[1:]))
-    except ValueError as error:  # DataError is one
-        print(f"[FAIL] {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, OSError, KeyboardInterrupt) as error:  # DataError is one
+        print(f"[FAIL] {error or 'stopped: the same command continues'}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

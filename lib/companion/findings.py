@@ -80,9 +80,9 @@ def slug(dataset: str) -> str:
     return name if name == dataset else f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
-def results_folder(dataset: str, scale: str) -> Path:
+def results_folder(dataset: str, scale: str, results: str = "results", **_: Any) -> Path:
     """Return where the results of a run are: figures, their tables, and `<notebook>.json` of each notebook."""
-    return store.root() / "results" / f"{slug(dataset)}-{scale}"
+    return store.root() / results / f"{slug(dataset)}-{scale}"
 
 
 def reference_folder(dataset: str, scale: str) -> Path:
@@ -93,7 +93,7 @@ def reference_folder(dataset: str, scale: str) -> Path:
 def record(found: Sequence[dict], figures: Sequence[str], about: Mapping, models: Sequence[dict] = ()) -> None:
     """Write the results file of a notebook, its last act, by which run_all.sh knows that it is done. `models`: of those
     that it read condition, seed, role ("f" or "g") and the key of the run."""
-    path, result = results_folder(about["dataset"], about["scale"]), {"about": dict(about), "figures": list(figures)}
+    path, result = results_folder(**about), {"about": dict(about), "figures": list(figures)}
     store.write_json(path / f"{about['notebook']}.json", result | {"findings": list(found), "models": list(models)})
 
 

@@ -16,14 +16,11 @@ class Guesses:
     """Questions with choices, asked where it is made; what a reader chose is remembered until `answer`."""
 
     def __init__(self, questions: Mapping[str, Sequence[str]]):
-        self.asked = [ToggleButtons(options=[*choices], value=None) for choices in questions.values()]
-        for button in self.asked:
-            button.style.button_width = "max-content"
+        look = {"value": None, "style": {"button_width": "max-content"}}
+        self.asked = [ToggleButtons(options=[*choices], **look) for choices in questions.values()]
         for number, (question, button) in enumerate(zip(questions, self.asked, strict=True), start=1):
-            if interactive():
-                display(HTML(f"<b>{number}.</b> {question}"), button)
-            else:
-                display(Markdown(f"**{number}.** {question} *{' · '.join(button.options)}*"))
+            plain = Markdown(f"**{number}.** {question} *{' · '.join(button.options)}*")
+            display(*[HTML(f"<b>{number}.</b> {question}"), button] if interactive() else [plain])
 
     def answer(self, number: int, text: str) -> None:
         """Show what is right, beside what was guessed."""

@@ -1,5 +1,6 @@
 """Two small models that are in the repository answer captions that a reader types."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,12 +40,12 @@ class Live:
 
     def unseen(self, caption: str) -> list[str]:
         """Return the words of a caption that no caption of these data has."""
-        known = set(self.data.token_ids.tolist())
-        return [word for word in caption.split() if not set(encode([[word]], 1, 24).ravel().tolist()) <= known]
+        ids = self.data.token_ids
+        return [word for word in re.findall(r"\w+", caption) if not np.isin(encode([[word]], 1, 24), ids).all()]
 
     def align(self, caption: str) -> dict[str, float]:
         """Return the alignment of the pair's image with a caption under f and g, without the words they never saw."""
-        known = " ".join(word for word in caption.split() if word not in self.unseen(caption))
+        known = " ".join(word for word in re.findall(r"\w+|,", caption) if word not in self.unseen(caption))
         ids = encode([[known]], 1, self.data.tokens.shape[2])[:, 0]
         tokens, found = np.searchsorted(self.data.token_ids, ids), dict[str, float]()
         for role, model in self.models.items():
@@ -61,7 +62,8 @@ class Live:
             values = [self.align(caption)[role] for caption in captions]
             right.barh(np.arange(len(captions)) + shift, values, height=0.36, label=SAW[role], **LOOK[role])
         right.axvline(0, color="black", linewidth=0.8)
-        right.set(yticks=range(len(captions)), yticklabels=captions, xlabel="alignment of image and caption")
+        right.set_yticks(range(len(captions)), [one[:70] for one in captions], parse_math=False)
+        right.set_xlabel("alignment of image and caption")
         right.invert_yaxis()
         figures.legend_below(right)
         return figure

@@ -38,7 +38,7 @@ class NotebookRun:
         """Show a figure here, and save it as `NN_name` with its table. `private`: it shows pictures or captions; those
         of photographs may not be published, and are saved in `runs/private/`."""
         name = f"{self.about['notebook'][:2]}_{name}"
-        folder = findings.results_folder(self.about["dataset"], self.about["scale"])
+        folder = findings.results_folder(**self.about)
         if private and self.about["dataset"] != "scenes":
             folder = store.root() / "private" / folder.name
         elif name not in self.figures:
@@ -70,7 +70,7 @@ class NotebookRun:
         for (name, base), seed in product(study.conditions.items(), study.seeds) if study else ():
             for role, recipe in zip("fg", f_and_g(base, seed), strict=True):
                 models.append({"condition": name, "seed": seed, "role": role, "key": runs.run_key(recipe)})
-        folder = findings.results_folder(self.about["dataset"], self.about["scale"])
+        folder = findings.results_folder(**self.about)
         for config in {one.data for one in study.conditions.values()} if study else ():
             store.write_bytes(folder / config.file, sets.truth(prepare(config)).to_parquet(compression="zstd"))
         findings.record(found, self.figures, self.about, models)
@@ -78,9 +78,7 @@ class NotebookRun:
         return pd.DataFrame(found, sorted(self.found), columns).round(4)
 
 
-def begin(
-    notebook: str, scale: str, dataset: str, seeds: int, captions: str = "", image: str = "", scores: str = "own"
-) -> NotebookRun:
+def begin(notebook: str, scale: str, dataset: str, seeds: int, captions="", image="", scores="own") -> NotebookRun:
     """Load the data, list the models of a notebook, and print where its numbers will come from. `captions` and `image`:
     see `runs.plan`. `scores`: "published" reads those of the reference, where it has some; "own" trains and measures.
     Raise ValueError for an unknown scale or word, DataError for data that cannot be read or lack classes."""
@@ -91,7 +89,8 @@ def begin(
         known.clear()
     prepare.cache_clear()  # so that a file that was changed since is read again
     folder = findings.reference_folder(dataset, scale) / "scores"
-    study = runs.read_published(folder, notebook, scale, dataset) if scores == "published" else None
+    ours = scores == "published" and findings.slug(dataset) == dataset  # no path, and nobody's data on the Hub
+    study = runs.read_published(folder, notebook, scale, dataset) if ours else None
     if study is None:
         conditions = runs.plan(notebook, scale, dataset, captions, image)
         study = Study(conditions, tuple(range(seeds)), SCALES[scale].augmentations)
@@ -101,6 +100,7 @@ def begin(
     if runs.PUBLISHED:
         figure = next(findings.reference_folder(dataset, scale).glob(f"{notebook[:2]}_*.json"))
         about |= {name: findings.read_json(figure)[name] for name in ("device", "precision")}  # what they were made on
+        about["results"] = "published"  # apart from those of the reader's own runs
     if scale == "smoke":
         print("SMOKE: this run shows that the machinery works. Its numbers mean nothing, and nothing is decided.")
     config, absent = data.config, runs.missing(needed)

@@ -154,9 +154,7 @@ def begin(dataset: str, captions: str, image: str, models: str, seen: str) -> tu
     columns = tuple(filter(None, map(str.strip, ",".join(given).split(","))))
     if len(names) > 2 or len(marks) not in (0, len(names)):
         raise DataError("models: expected one or two, with a comma between; seen: none, or one entry per model")
-    if not names and dataset != "scenes":
-        raise DataError("models: name one or two checkpoints, such as ViT-B-32:openai")
-    dataset = str(live.FOLDER / "pairs.parquet") if dataset == "scenes" else dataset
+    dataset = str(live.FOLDER / "pairs.parquet") if dataset == "scenes" or not names else dataset
     source, about = photos.open_source(dataset, image, columns), photos.state(dataset)
     checkpoints = [load(name) for name in names] or of_here()
     weights = [[x for n, x in one.clip.named_parameters() if n != "logit_bias"] for one in checkpoints]

@@ -48,6 +48,9 @@ def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) 
         if reason := refusal(scale, one["seeds"], one["commit"]):
             raise ValueError(f"{one['notebook']}: {reason}")
     stale = [path for one in about for path in reference.glob(f"{one['notebook'][:2]}_*")]
+    others = {findings.read_json(path)["data"] for path in reference.glob("[0-9]*.json") if path not in stale}
+    if dataset != "scenes" and len(others | {one["data"] for one in about}) > 1:  # there is one world, drawn anew
+        raise ValueError(f"{reference} holds results of other data with this name: delete it, or rename the data.")
     for path in stale:
         path.unlink()
     for file in [f"{figure}{ending}" for result in found for figure in result["figures"] for ending in ENDINGS]:
@@ -79,14 +82,11 @@ def pages() -> dict[Path, str]:
 
 def gallery(folder: Path) -> str:
     """Return the README.md of a reference folder: each figure with its sentence and files, then every verdict."""
-    rows = findings.read_reference(folder).sort_values("finding")
-    return TEMPLATES.get_template("gallery.md.j2").render(
-        rows=rows,
-        known=("scenes", *PRESETS),
-        titles={path.stem: title(path) for path in store.ROOT.glob("notebooks/*.ipynb")},
-        executed={path.stem for path in folder.glob("executed/*.md")},
-        figures=[findings.read_json(path) for path in folder.glob("[0-9]*.json")],
-    )
+    told = {"rows": findings.read_reference(folder).sort_values("finding"), "known": ("scenes", *PRESETS)}
+    told["titles"] = {path.stem: title(path) for path in store.ROOT.glob("notebooks/*.ipynb")}
+    told["executed"] = {path.stem for path in folder.glob("executed/*.md")}
+    told["figures"] = [findings.read_json(path) for path in folder.glob("[0-9]*.json")]
+    return TEMPLATES.get_template("gallery.md.j2").render(told)
 
 
 def executed_page(executed: Path) -> str:

@@ -194,7 +194,7 @@ def main(words: list[str]) -> int:
             own = [f"--ServerApp.root_dir={store.ROOT}", "--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb"]
             root = ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
             os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *root, *options.lab])
-        elif options.audit:
+        elif options.audit is not None:
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lib.companion.audit", *words])
         elif options.course is not None:
             course.build(Path(options.course).expanduser())
