@@ -151,7 +151,7 @@ def test_what_cannot_be_loaded_is_refused_by_name(folders, tmp_path, monkeypatch
 
 def test_weights_are_found_below_what_training_loops_wrap_around_them(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": CONFIG})
-    good, path = load_file(folders[0] / "open_clip_model.safetensors"), tmp_path / "lr 0.1, bs=64:$\\frac{1$.pt"
+    good, path = load_file(folders[0] / "open_clip_model.safetensors"), tmp_path / "lr 0.1 bs=64:$\\frac{1$.pt"
     digest, bias = own_models.load(f"tiny:{folders[0]}/open_clip_model.safetensors").digest, torch.tensor(-10.0)
     assert "CLIP, GELU, image size (32, 32), mean (0.481, 0.458, 0.408)" in capsys.readouterr().out
     for wrapped in (
