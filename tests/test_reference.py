@@ -89,9 +89,13 @@ def trend(column, where):
     return value
 
 
-def single_kinds(folder):
-    rows = table(folder, "02_repeated").dropna(subset=["seed"])
-    return ((rows["single"] - rows["repeated"]) / rows["mean"]).mean()
+def single_types(folder):
+    truth, rows = pd.read_parquet(folder / "scores" / "data-1400-1200-0.2.parquet"), table(folder, "02_wrong_captions")
+    kind = pd.MultiIndex.from_frame(truth[["label", "rarity"]])
+    single = set(truth.loc[~kind.isin(kind[truth["subset"] == "shared"]), "pair_id"])
+    rows = rows.query(CLEAN).assign(single=lambda one: one["pair_id"].isin(single))
+    means, level = rows.groupby(["seed", "single"])["clipmem"].mean().unstack(), rows.groupby("seed")["clipmem"].mean()
+    return ((means[True] - means[False]) / level).mean()
 
 
 def in_other_words(folder):
@@ -201,7 +205,7 @@ HEADLINES = {
     "2d": trend("share_swapped", "corruption == 'partly_swapped'"),
     "2f": trend("vagueness", "corruption == 'clean' and vagueness <= 0.5"),
     "2g": trend("vagueness", "corruption == 'clean' and vagueness >= 0.5"),
-    "2h": single_kinds,
+    "2h": single_types,
     "2i": clipmem("inverted"),
     "2l": clipmem("swapped", "inverted"),
     "2m": gap("02_wrong_captions", "corruption", "swapped", "clean", "in", "subset == 'pool'"),
