@@ -100,7 +100,7 @@ def test_the_guide_discusses_every_exercise_and_its_lesson_takes_90_minutes():
 def test_slides_show_every_figure_in_the_order_of_reading(folder):
     page, known = (folder / "slides" / "index.html").read_text(encoding="utf-8"), findings.claims()
     shown = re.findall(r'src="scenes-\w+-(\d\d_\w+)\.png"', page)
-    assert {*shown} >= {path.stem for path in course.TABLES.glob("*.png")} - {"05_membership", "05_wall"}
+    assert {*shown} >= {path.stem for n in ("01", "02", "03", "04") for path in course.TABLES.glob(f"{n}_*.png")}
     assert page.index("02_wrong_captions") < page.index("03_swap") < page.index("04_frontier") < page.index("01_layers")
     assert all((folder / "slides" / name).is_file() for name in re.findall(r'src="(scenes-[^"]+)"', page))
     assert page.count("Guess") >= 15 and page.count("The answer") >= 15
