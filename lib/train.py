@@ -202,7 +202,7 @@ def run_epoch(recipe: Recipe, epoch: int, pairs: DeviceData, model: CLIP, optimi
     mean, scale = float(total) / len(batches), float(model.logit_scale.detach().exp())
     if not mean <= DIVERGED * math.log(max(2, size)):  # nor is NaN
         said = f"training diverged: the loss of epoch {epoch + 1} is {mean:.3g}, that of a guess {math.log(size):.2g}"
-        raise FloatingPointError(f"{said} ({recipe}). Lower `lr` in lib/recipes.py; now it is {recipe.lr:g}.")
+        raise FloatingPointError(f"{said} ({recipe.objective}, seed {recipe.seed}). Lower `lr`: it is {recipe.lr:g}.")
     return {"epoch": epoch + 1, "loss": mean, "lr": rate, "logit_scale": scale}
 
 
