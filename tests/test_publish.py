@@ -90,6 +90,12 @@ def test_publishing_again_replaces_what_the_reference_held_of_a_notebook(run):
     run(("2a", ESTIMATE, ""), figures=("a",))
     assert {path.stem for path in folder.glob("0*.png")} == {"02_a", "03_a"}
     assert findings.read_reference(folder)["finding"].tolist() == ["2a", "3a"]
+    mine = {"dataset": "mine", "name": "mine"}
+    folder = run(("2a", ESTIMATE, ""), **mine)
+    run(("3a", ESTIMATE, ""), notebook="03_encoder_attribution", **mine)
+    with pytest.raises(ValueError, match="other data with this name"):
+        run(("2a", ESTIMATE, ""), data="d2", **mine)
+    assert (folder / "02_a.png").is_file(), "nothing was deleted"
 
 
 @pytest.mark.parametrize("change", [{"scale": "smoke"}, {"seeds": 2}, {"commit": "abc+"}, {"commit": "unknown"}])

@@ -39,7 +39,7 @@ def refusal(scale: str, seeds: int, commit: str) -> str:
 
 def publish(dataset: str, scale: str, notebooks: Sequence[str], executed: Path) -> Path:
     """Replace what the reference has of these notebooks, write the pages, and return the reference's folder. Raise
-    ValueError where results may not be published."""
+    ValueError where results may not be published, or the folder holds another data set of the same name."""
     own, reference = findings.results_folder(dataset, scale), findings.reference_folder(dataset, scale)
     found = [findings.read_json(own / f"{name}.json") for name in notebooks]
     found = [result for result in found if result["figures"] or result["findings"]]
@@ -81,7 +81,7 @@ def pages() -> dict[Path, str]:
 
 
 def gallery(folder: Path) -> str:
-    """Return the README.md of a reference folder: each figure with its sentence and files, then every verdict."""
+    """Return the README.md of a reference folder: every verdict, and each figure with its files."""
     told = {"rows": findings.read_reference(folder).sort_values("finding"), "known": ("scenes", *PRESETS)}
     told["titles"] = {path.stem: title(path) for path in store.ROOT.glob("notebooks/*.ipynb")}
     told["executed"] = {path.stem for path in folder.glob("executed/*.md")}
