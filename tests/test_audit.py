@@ -37,11 +37,10 @@ def test_planted_errors_are_found_above_chance_and_named_by_their_row(mine, caps
     (folder,) = (store.root() / "audit").glob("my-pairs-*")
     found, captions = pd.read_csv(folder / "pairs.csv"), pd.read_parquet(path)["caption"]
     assert found["caption"].tolist() == captions[found["row_in_file"]].tolist() and len(found) == 400
-    assert found["suspicion"].is_monotonic_decreasing and (folder / "first.png").is_file()
-    assert found["suspicion"].corr(found["in"] / 2 - found["out"]) > 0.9, "but for the means of the seeds"
+    assert found["early_loss"].is_monotonic_decreasing and (folder / "first.png").is_file()
     assert (found["error"] > 0).all(), "also of pairs that were scored once"
     swapped = found["row_in_file"].isin(wrong)
-    assert roc_auc_score(swapped, found["suspicion"]) > 0.8 and swapped[:40].sum() >= 20  # by chance .5 and 4
+    assert roc_auc_score(swapped, found["early_loss"]) > 0.8 and swapped[:40].sum() >= 20  # by chance .5 and 4
     assert found["seeds"].value_counts().to_dict() == {3: 280, 2: 120} and {*found["near_duplicates"]} <= {*range(5)}
     assert "6 of 6 models to train" in capsys.readouterr().out
 

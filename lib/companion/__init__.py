@@ -36,10 +36,10 @@ def parse(words: list[str]) -> Namespace:
     add("--lab", nargs="...", metavar="ARGUMENT", help="open JupyterLab at the tour; what follows goes to Jupyter")
     add("--course", metavar="DIR", help="write a course to DIR: copies for students and instructors, a lesson plan")
     add("--test", action="store_true", help="test the project itself: ruff, mypy, pytest")
-    parser.set_defaults(scores="own")  # what a notebook reads by itself is published
-    options = parser.parse_args(words)
+    options = parser.parse_args(words, Namespace(scores="own"))  # what a notebook reads by itself is published
     options.seeds = (10 if options.audit else 5) if options.seeds is None else options.seeds
-    if options.audit is not None and (options.only or options.start or options.publish or options.share or options.ray):
+    of_notebooks = options.only, options.start, options.publish, options.share, options.ray, options.force
+    if options.audit is not None and (any(of_notebooks) or options.dataset != "scenes"):
         parser.error("--audit runs no notebooks: only --seeds, --captions, --image, --jobs, --device and --precision")
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs: expected a whole number from 1 on")

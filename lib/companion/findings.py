@@ -137,7 +137,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 
 
 def paper(name: str) -> pd.DataFrame:
-    """Return a table of the paper's own numbers, figures/paper.json: unitmem, captions, noise or removed."""
+    """Return a table of the paper's own numbers, figures/paper.json: unitmem or noise."""
     entry = read_json(store.ROOT / "figures" / "paper.json")[name]
     return pd.DataFrame(entry["columns"], index=pd.Index(entry["rows"], name=entry["index"]))
 
