@@ -55,7 +55,7 @@ def numbers():
         "1": [*deep, *coco],
         "2": [*(one[name] for one in (scenes, flickr) for name in ("swapped", "clean")),
               scenes["inverted"], flickr["inverted"]],
-        "3": [*encoders(SCENES), *encoders(FLICKR), lead["as they are"], lead["words dropped"]],
+        "3": [*encoders(SCENES), *encoders(FLICKR), lead["words dropped"], lead["as they are"]],
         "4": [*five_captions(SCENES), *five_captions(FLICKR)],
         "0": [auc("early loss"), auc("CLIPMem")],
     }  # fmt: skip
