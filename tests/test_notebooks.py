@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT, commit_project, copy_project
@@ -79,7 +81,9 @@ def test_smoke_runs_every_notebook_and_trains_what_is_planned_once(clone, tmp_pa
     results, executed = clone / "runs" / "results" / "scenes-smoke", clone / "runs" / "executed" / "scenes-smoke"
     for path in NOTEBOOKS:
         counts = [cell["execution_count"] for cell in cells_of(executed / path.name, "code")]
-        assert counts == list(range(1, len(counts) + 1)) and (executed / f"{path.stem}.html").is_file()
+        assert counts == list(range(1, len(counts) + 1))
+        shown_there = re.findall(r'<img [^>]*?src="file://([^"]+)"', (executed / f"{path.stem}.html").read_text())
+        assert shown_there and all(Path(unquote(picture)).is_file() for picture in shown_there), "the sketches"
         record = json.loads((results / f"{path.stem}.json").read_text())
         assert bool(record["figures"]) == (path.stem != "00_tour"), "the tour shows what the others found"
         assert all((results / f"{name}.png").is_file() for name in record["figures"])

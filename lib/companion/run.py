@@ -125,7 +125,7 @@ def run_one(notebook: Path, executed: Path, options: Namespace) -> bool:
         print(f"[FAIL] {notebook.stem} after {duration}", *wrong, f"see {executed}", sep="\n       ", flush=True)
     else:
         html, _ = HTMLExporter().from_filename(str(executed))  # as JupyterLab shows it
-        store.write_bytes(executed.with_suffix(".html"), html.encode())
+        store.write_bytes(executed.with_suffix(".html"), html.replace('="../', f'="{store.ROOT.as_uri()}/').encode())
         print(f"[OK]   {notebook.stem} done in {duration}", flush=True)
     return not wrong
 
