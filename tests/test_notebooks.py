@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -101,16 +102,29 @@ def published():
             yield index.parent.parent.name.removeprefix("scenes-"), stem
 
 
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Execute the notebooks of `published`, two at once; return a function that waits for one, and gives its store."""
+
+    def execute(scale, stem):
+        folder = tmp_path_factory.mktemp(stem)
+        environ = {**os.environ, "CLIPMEM_RUNS": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-p", "scale", scale]
+        command += [ROOT / "notebooks" / f"{stem}.ipynb", folder / "executed.ipynb"]
+        subprocess.run(command, cwd=ROOT / "notebooks", env=environ, check=True, capture_output=True)
+        return folder
+
+    with ThreadPoolExecutor(2) as pool:
+        begun = {one: pool.submit(execute, *one) for one in published()}
+        yield lambda *one: begun[one].result()
+
+
 @pytest.mark.parametrize(("scale", "stem"), published())
-def test_published_scores_give_every_figure_and_the_published_verdicts_without_training(scale, stem, tmp_path):
-    environ = {**os.environ, "CLIPMEM_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-p", "scale", scale]
-    command += [ROOT / "notebooks" / f"{stem}.ipynb", tmp_path / "executed.ipynb"]
-    subprocess.run(command, cwd=ROOT / "notebooks", env=environ, check=True, capture_output=True)
-    assert not (tmp_path / "runs" / "run").exists() and not (tmp_path / "runs" / "data").exists(), "nothing is trained"
-    folder = ROOT / "figures" / f"scenes-{scale}"
+def test_published_scores_give_every_figure_and_the_published_verdicts_without_training(scale, stem, executed):
+    runs, folder = executed(scale, stem), ROOT / "figures" / f"scenes-{scale}"
+    assert not (runs / "run").exists() and not (runs / "data").exists(), "nothing is trained"
     there = {row["finding"]: row for row in json.loads((folder / "findings.json").read_text())}
-    record = json.loads((tmp_path / "runs" / "published" / folder.name / f"{stem}.json").read_text())
+    record = json.loads((runs / "published" / folder.name / f"{stem}.json").read_text())
     assert {*record["figures"]} == {path.stem for path in folder.glob(f"{stem[:2]}_*.png")}
     assert {row["finding"] for row in record["findings"]} == {n for n, row in there.items() if row["notebook"] == stem}
     for row in record["findings"]:
