@@ -56,6 +56,13 @@ def test_every_seed_holds_out_another_tenth_and_nothing_is_corrupted(mine):
     assert len(recipes) == 10 and sorted(held) == [*range(400)]
 
 
+@pytest.mark.parametrize("ignored", [["--force"], ["--dataset", "coco"], ["--only", "02"]])
+def test_what_an_audit_would_ignore_is_refused(ignored, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--audit", "my_pairs.parquet", *ignored])
+    assert "--audit runs no notebooks" in capsys.readouterr().err
+
+
 def test_one_seed_is_refused_as_a_command(mine):
     done = subprocess.run(
         [ROOT / "run_all.sh", "smoke", "--audit", mine[0], "--seeds", "1"], capture_output=True, text=True
