@@ -15,19 +15,20 @@ from lib.stats import Estimate
 
 NOTEBOOK = "02_miscaptioned_memorization"
 ABOUT = {"notebook": NOTEBOOK, "dataset": "scenes", "name": "scenes", "scale": "laptop", "seeds": 3, "commit": "abc"}
-ABOUT |= {"runs": "k1", "claims_commit": "def", "data": "d1", "device": "cpu", "precision": "fp32"}
+ABOUT |= {"runs": "k1", "data": "d1", "device": "cpu", "precision": "fp32"}
 ESTIMATE = Estimate(0.25, 0.1, 0.4, 3, 100, p=0.0123456789, smallest_detectable=0.2)
 
 
 def test_a_claim_has_its_words_and_side_from_the_claims_and_says_why_it_cannot_be_tested():
     found, entry = findings.decide("2a", ESTIMATE, ABOUT), findings.claims()["2a"]
     assert found.items() >= {"claim": entry["claim"], "statistic": entry["statistic"], "reason": ""}.items()
-    assert found.items() >= {"p": 0.0123457, "smallest_detectable": 0.2, "runs": "k1", "claims_commit": "def"}.items()
+    assert found.items() >= {"p": 0.0123457, "smallest_detectable": 0.2, "runs": "k1"}.items()
     assert (found["verdict"], findings.decide("2g", ESTIMATE, ABOUT)["verdict"]) == ("reproduced", "not supported")
     assert findings.decide("2b", ESTIMATE, ABOUT, detail="final loss")["statistic"].endswith(" (final loss)")
     gated = findings.decide("1e", ESTIMATE, ABOUT, gate="the control fails")
     assert (gated["verdict"], gated["reason"], gated["value"]) == ("not testable", "the control fails", 0.25)
     within = findings.decide("2h", replace(ESTIMATE, value=0.01, low=-0.1, error=0.05, df=20, over="seeds"), ABOUT)
+    assert within["smallest_detectable"] is None, "it would be of a test against 0"
     assert (within["verdict"], within["over"], within["p"]) == ("supported", "seeds", pytest.approx(0.0055, abs=1e-4))
     assert findings.of_paper("1a") and not findings.of_paper("2h"), "the paper speaks of 2h and claims the contrary"
     few = findings.decide("2a", replace(ESTIMATE, seeds=1), ABOUT)

@@ -60,11 +60,10 @@ def decide(claim_id: str, estimate: Estimate, about: Mapping[str, Any], gate: st
     statistic = claim["statistic"] + f" ({detail})" * bool(detail)
     found: dict[str, Any] = {"finding": claim_id, "claim": claim["claim"], "statistic": statistic}
     found |= {"verdict": outcome, "reason": reason, "seeds": int(estimate.seeds), "dataset": about["name"]}
-    found["over"] = estimate.over
-    numbers = {name: getattr(estimate, name) for name in NUMBERS} | {"p": p}
-    numbers = {name: float(f"{number:.6g}") for name, number in numbers.items()}  # enough to read and to compare
-    found |= {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-    return found | {name: about[name] for name in ("scale", "notebook", "commit", "runs", "claims_commit")}
+    small = math.nan if claim["side"] == "within" else estimate.smallest_detectable  # that of a test against 0
+    numbers = {name: getattr(estimate, name) for name in NUMBERS} | {"p": p, "smallest_detectable": small}
+    found |= {name: float(f"{x:.6g}") if math.isfinite(x) else None for name, x in numbers.items()}  # enough digits
+    return found | {"over": estimate.over} | {name: about[name] for name in ("scale", "notebook", "commit", "runs")}
 
 
 def short_name(dataset: str) -> str:

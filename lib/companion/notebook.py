@@ -116,8 +116,7 @@ def provenance(notebook: str, scale: str, dataset: str, seeds: int, fingerprint:
     """Return the provenance of figures: notebook, data, models (digest of their keys), commit, device and versions."""
     about: dict[str, Any] = {"notebook": notebook, "dataset": findings.slug(dataset), "scale": scale, "seeds": seeds}
     about |= {"name": findings.short_name(dataset), "data": fingerprint, "commit": findings.commit()}
-    claims = findings.git("log", "-1", "--format=%h", "--abbrev=10", "--", "lib/companion/claims.json")
-    about |= {"runs": hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16], "claims_commit": claims}
+    about["runs"] = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16]
     device = torch.cuda.get_device_name() if models.device().type == "cuda" else models.device().type
     about |= {"device": device, "precision": models.precision()}
     return about | {"versions": {name: version(name) for name in ("torch", "open_clip_torch", "numpy", "scipy")}}

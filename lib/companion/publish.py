@@ -83,6 +83,8 @@ def pages() -> dict[Path, str]:
 def gallery(folder: Path) -> str:
     """Return the README.md of a reference folder: every verdict, and each figure with its files."""
     told = {"rows": findings.read_reference(folder).sort_values("finding"), "known": ("scenes", *PRESETS)}
+    models = findings.read_json(index)["models"] if (index := folder / "scores" / "index.json").is_file() else []
+    told |= {"claims": findings.claims(), "trained": {one["notebook"]: one["commit"] for one in models}}
     told["titles"] = {path.stem: title(path) for path in store.ROOT.glob("notebooks/*.ipynb")}
     told["executed"] = {path.stem for path in folder.glob("executed/*.md")}
     told["figures"] = [findings.read_json(path) for path in folder.glob("[0-9]*.json")]
