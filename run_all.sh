@@ -53,5 +53,5 @@ assert tuple(map(int, own.split(".")[:2])) >= (2, 11); print(f"torch=={own}")' 2
 fi
 [ -n "$test" ] || exec "$python" -P -m lib.companion.run "$@"
 cd "$root" || exit
-for tool in "ruff check lib tests notebooks" mypy "pytest -n 2 --dist loadfile"; do "$python" -m $tool || failed=1; done
+for tool in "ruff check lib tests notebooks" mypy pytest; do "$python" -m $tool || failed=1; done
 exit "${failed:-0}"
