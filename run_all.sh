@@ -52,6 +52,4 @@ assert tuple(map(int, own.split(".")[:2])) >= (2, 11); print(f"torch=={own}")' 2
     { echo "[FAIL] The lines above say why. The same command continues." >&2; exit 1; }
 fi
 [ -n "$test" ] || exec "$python" -P -m lib.companion.run "$@"
-cd "$root" || exit
-for tool in "ruff check lib tests notebooks" mypy pytest; do "$python" -m $tool || failed=1; done
-exit "${failed:-0}"
+cd "$root" && for tool in "ruff check lib tests notebooks" mypy pytest; do "$python" -m $tool || failed=1; done; exit "${failed:-0}"
