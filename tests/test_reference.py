@@ -168,7 +168,7 @@ def probe_gain(folder):
 def over_short_training(folder):
     rows, gains = table(folder, "04_against_early_stopping"), []
     for _, one in rows.groupby("seed"):
-        curve, five = one[one["condition"] == "stopped early"].sort_values("clipmem"), one.set_index("condition")
+        curve, five = one[one["condition"].str.startswith("CLIP")].sort_values("clipmem"), one.set_index("condition")
         line = [0.0, *curve["clipmem"]], [1 / np.log(2), *curve["bits"]]  # before training: a random order
         gains.append(five["bits"]["5 captions"] - np.interp(five["clipmem"]["5 captions"], *line))
     return np.mean(gains)
@@ -191,7 +191,7 @@ def exponent(by, most=np.inf):
 
 
 CLEAN = "subset == 'pool' and corruption == 'clean'"
-NOISY = "text noise 0.2, clean pairs"
+NOISY = "text noise 0.2 (clean pairs)"
 HEADLINES = {
     "1a": unitmem("max", "supervised", "CLIP"),
     "1b": unitmem("max", "CLIP", "self-supervised"),
