@@ -158,13 +158,6 @@ def less_sure(claim, condition):
     return value
 
 
-def probe_gain(folder):
-    points = table(folder, "04_frontier")
-    if "probe" not in points:  # published before the figure `paper` went
-        points = table(folder, "04_paper").rename(columns={"u": "probe"})
-    return points.set_index("name")["probe"]["5 captions"] - points.set_index("name")["probe"]["CLIP"]
-
-
 def over_short_training(folder):
     rows, gains = table(folder, "04_against_early_stopping"), []
     for _, one in rows.groupby("seed"):
@@ -222,7 +215,7 @@ HEADLINES = {
     "3f": lead,
     "3g": gap("03_sslmem", "encoder", "text", "image", where="corruption == 'all kinds'"),
     "4b": longest,
-    "4c": probe_gain,
+    "4c": gap("04_frontier", "name", "5 captions", "CLIP", "probe"),
     "4d": against_more_pairs,
     "4e": over_short_training,
     "4f": lambda folder: table(folder, "04_units").set_index(["name", "score"])["value"][NOISY, "range-normalised"],
