@@ -16,8 +16,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAID = {  # the verdicts that README's sentences rest on: + holds, - the opposite holds, ~ negligible, ? undecided
     "1a": "c+d+s~", "1b": "c+d+s+", "1c": "c-d-s-", "1e": "c?d?s?", "1h": "d+", "1i": "d?", "2a": "f+s+", "2b": "f?s-",
     "2f": "s+", "2g": "s+", "2i": "f+s+", "2l": "f-s?", "2m": "f?s+", "2n": "f+s+", "2q": "f?s+", "3a": "f+s+",
-    "3b": "s+", "3c": "f+s+", "3d": "f?s?", "3f": "f?s+", "3g": "f-s?", "4b": "f+s+", "4c": "f~s~", "4d": "s?",
-    "4e": "f+s+", "4f": "f+s?", "4g": "f-s-", "4h": "f+s+", "4i": "f+s+", "4j": "f?s-", "4k": "f?s-", "4l": "f+s+",
+    "3b": "s+", "3c": "f+s+", "3d": "f?s?", "3f": "f?s+", "3g": "f-s?", "4b": "f+s+", "4c": "f+s~", "4d": "s?",
+    "4e": "f+s+", "4f": "f?s?", "4g": "f-s-", "4h": "f+s+", "4i": "f+s+", "4j": "f?s-", "4k": "f?s-", "4l": "f+s+",
     "4m": "f?s?", "4o": "f?s+",
 }  # fmt: skip
 
