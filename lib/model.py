@@ -54,7 +54,7 @@ def precision() -> str:
     asked, kind = os.environ.get("CLIPMEM_PRECISION"), device().type
     if asked not in (None, "", "fp32", "bf16"):
         raise ValueError(f"CLIPMEM_PRECISION: expected fp32 or bf16, got {asked!r}")
-    multiplies = kind == "cpu" and torch.cpu._is_amx_tile_supported()  # with AVX512-BF16 alone, fp32 is faster
+    multiplies = kind == "cpu" and torch.cpu._is_amx_tile_supported()  # with AVX512-BF16 alone, fp32 is faster on Intel
     multiplies |= kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 only pretends to
     return asked or ("bf16" if multiplies else "fp32")
 
