@@ -57,11 +57,12 @@ def auc(name):
 def numbers():
     """Return the numbers of each row, and of the paragraph "Beyond the paper" (0), in their order."""
     deep, coco, scenes, flickr = unitmem(DEEP), unitmem(COCO), clipmem(SCENES), clipmem(FLICKR)
+    sslmem = [findings.read_table(one, "03_sslmem").query("name == 'clean'")["value"] for one in (SCENES, FLICKR)]
     return {
         "1": [*deep, *coco, *(supervised - clip for supervised, clip, _ in (deep, coco, unitmem(SCENES)))],
         "2": [*(one[name] for one in (scenes, flickr) for name in ("swapped", "clean")),
               scenes["inverted"], flickr["inverted"]],
-        "3": [*encoders(SCENES), *encoders(FLICKR), *lead(SCENES), *lead(FLICKR)],
+        "3": [*encoders(SCENES), *encoders(FLICKR), *lead(SCENES), *lead(FLICKR), *sslmem[0], *sslmem[1]],
         "4": [*five_captions(SCENES), *five_captions(FLICKR), five_captions(SCENES, "10,000 pairs, 3 epochs")[2]],
         "0": [auc("early loss"), auc("CLIPMem")],
     }  # fmt: skip
