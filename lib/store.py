@@ -132,7 +132,7 @@ def publish(folder: Path, models: Sequence[dict], unread: Mapping[str, Sequence[
         same = sum(file.startswith(f"{notebook}-{name}.") for file in files)
         table, file = pd.concat(parts), f"{notebook}-{name}.{same}.parquet"
         packed = {column: PACKED[str(kind)] for column, kind in table.dtypes.items() if str(kind) in PACKED}
-        how = {"use_dictionary": [*table.columns.difference(packed)], "row_group_size": 20_000}  # to read few at a time
+        how = {"use_dictionary": [*table.columns.difference(packed)], "row_group_size": 20_000, "compression_level": 19}
         write_bytes(folder / file, table.to_parquet(index=False, compression="zstd", column_encoding=packed, **how))
         files[file] = name
     for file in old["files"].keys() - files.keys():

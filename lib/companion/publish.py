@@ -17,7 +17,7 @@ ENDINGS = (".png", ".pdf", ".csv", ".json")  # the files of a figure
 CHANGES = {r"\]\(\.\./": "](../../../", r"\n{3,}": "\n\n"}  # of an executed notebook: its links lead from notebooks/
 CHANGES[r"\]\((\d\w+)\.ipynb\)"] = r"](../../scenes-laptop/executed/\1.md)"
 # Of tables of scores, the columns that no figure and no claim reads, so that they are not published
-UNREAD = {"pairs-po-ex": ["similarity", "loss"], "evaluations": ["probability", "distance_image", "similarity"]}
+UNREAD = {"pairs-po-ex": ["similarity", "loss"], "evaluations": ["probability", "distance_image"]}
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
 
 
